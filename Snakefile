@@ -1,0 +1,35 @@
+# Angelshare: distil language models with every joule on the bill and no teacher artifact made twice.
+#
+#   snakemake --profile local all_frontiers      one machine, with or without a GPU
+#   snakemake --profile slurm all_frontiers      a Slurm cluster
+#
+# The configuration is config/config.yaml (the embedded default); add --configfile for another grid.
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+configfile: "config/config.yaml"
+
+
+include: "rules/common.smk"
+include: "rules/data.smk"
+include: "rules/teacher.smk"
+include: "rules/student.smk"
+include: "rules/evaluation.smk"
+include: "rules/accounting.smk"
+include: "rules/frontiers.smk"
+
+
+# Everything: the report, its figures, and every shared artifact of the study sealed in the store.
+rule all_frontiers:
+    default_target: True
+    input:
+        f"{RESULTS}/report.html",
+        [manifest(plan) for plan in STUDY.artifacts.values()],
+
+
+# The shared teacher artifacts alone, for a team that only wants to fill the store.
+rule all_artifacts:
+    input:
+        [manifest(plan) for plan in STUDY.artifacts.values()],

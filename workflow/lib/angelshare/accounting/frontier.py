@@ -1,0 +1,151 @@
+"""The energy-quality frontier: settings that no other beats on both, and how sure that is.
+
+Lower energy and higher quality are better. A dominates B when it is at least as good in both and
+better in one; equal points leave each other alone. Probabilities are shares of joint draws of
+repeat spread, board-correlated measurement errors, and the benchmarks' standard errors.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from angelshare.accounting.settings import AccountingSettings
+from angelshare.accounting.uncertainty import VIEWS, Exposure, Exposures, Repeats
+
+
+def non_dominated(energy: np.ndarray, quality: np.ndarray) -> np.ndarray:
+    """Which points [.., S] no other point of the last axis dominates; in O(S log S).
+
+    Going up in energy (and, at equal energy, down in quality), a point is on the frontier when
+    its quality exceeds that of everything cheaper, or when it equals the point before it.
+    """
+    order = np.lexsort((-quality, energy), axis=-1)
+    sorted_quality = np.take_along_axis(quality, order, -1)
+    sorted_energy = np.take_along_axis(energy, order, -1)
+    best = np.maximum.accumulate(sorted_quality, axis=-1)
+    cheaper_best = np.concatenate(
+        [np.full_like(best[..., :1], -np.inf), best[..., :-1]], axis=-1
+    )
+    on = sorted_quality > cheaper_best
+    for rank in range(1, on.shape[-1]):
+        same = (sorted_energy[..., rank] == sorted_energy[..., rank - 1]) & (
+            sorted_quality[..., rank] == sorted_quality[..., rank - 1]
+        )
+        on[..., rank] |= same & on[..., rank - 1]
+    result = np.empty_like(on)
+    np.put_along_axis(result, order, on, -1)
+    return result
+
+
+def frontier_table(
+    runs: pl.DataFrame, summary: pl.DataFrame, exposed: Exposures, settings: AccountingSettings
+) -> pl.DataFrame:
+    """`frontier.parquet`: per view and setting with a quality: `on_frontier`, `dominated_by` (the
+    cheapest setting that beats it), `dominated_probability` (that this one does), and
+    `membership_probability`."""
+    scored = summary.filter(pl.col("quality").is_not_null())
+    draws = _Draws.of(runs, scored, exposed, settings)
+    rows: list[dict[str, Any]] = []
+    for view in VIEWS:
+        energy, quality = scored[f"{view}_j"].to_numpy(), scored["quality"].to_numpy()
+        on = non_dominated(energy, quality)
+        members = non_dominated(draws.energy[view], draws.quality)
+        for index, row in enumerate(scored.rows(named=True)):
+            by = None if on[index] else _dominator(index, energy, quality, scored["setting"].to_list())
+            rows.append(
+                {
+                    "view": view,
+                    "pipeline": row["pipeline"],
+                    "student": row["student"],
+                    "setting": row["setting"],
+                    "energy_j": energy[index],
+                    "energy_low_j": max(0.0, draws.low(draws.energy[view], index)),
+                    "energy_high_j": draws.high(draws.energy[view], index),
+                    "quality": quality[index],
+                    "quality_low": draws.low(draws.quality, index),
+                    "quality_high": draws.high(draws.quality, index),
+                    "on_frontier": bool(on[index]),
+                    "dominated_by": None if by is None else scored["setting"][by],
+                    "dominated_probability": (
+                        None if by is None else draws.dominates(view, by, index)
+                    ),
+                    "membership_probability": float(members[:, index].mean()),
+                    "n": row["n"],
+                    "note": row["note"],
+                }
+            )
+    return pl.DataFrame(rows, schema=_SCHEMA)
+
+
+_SCHEMA = {
+    **{name: pl.String for name in ("view", "pipeline", "student", "setting")},
+    **{name: pl.Float64 for name in ("energy_j", "energy_low_j", "energy_high_j")},
+    **{name: pl.Float64 for name in ("quality", "quality_low", "quality_high")},
+    "on_frontier": pl.Boolean,
+    "dominated_by": pl.String,
+    "dominated_probability": pl.Float64,
+    "membership_probability": pl.Float64,
+    "n": pl.Int64,
+    "note": pl.String,
+}
+
+
+class _Draws:
+    """Plausible true energies per view and qualities of all settings, [draws, settings]."""
+
+    def __init__(self, energy: dict[str, np.ndarray], quality: np.ndarray) -> None:
+        self.energy = energy
+        self.quality = quality
+
+    @staticmethod
+    def of(
+        runs: pl.DataFrame, summary: pl.DataFrame, exposed: Exposures, settings: AccountingSettings
+    ) -> _Draws:
+        generator = np.random.default_rng(settings.seed)
+        count = settings.draws
+        shared = exposed.shared_draws(count, generator)
+        weights = np.zeros((summary.height, len(exposed.runs)))
+        energy = {view: np.empty((count, summary.height)) for view in VIEWS}
+        quality = np.empty((count, summary.height))
+        repeated = np.zeros(summary.height, dtype=bool)
+        for index, setting in enumerate(summary["setting"]):
+            group = runs.filter((pl.col("setting") == setting) & pl.col("quality").is_not_null())
+            weights[index, [exposed.runs.index(run) for run in group["run"]]] = 1.0 / group.height
+            values = group.select(*(f"{view}_j" for view in VIEWS), "quality").to_numpy()
+            repeats = Repeats.of(values, group["dataset"].to_list())
+            repeated[index] = repeats.df > 0
+            drawn = repeats.draw(count, generator)
+            for column, view in enumerate(VIEWS):
+                energy[view][:, index] = drawn[:, column]
+            quality[:, index] = drawn[:, -1] + generator.standard_normal(count) * (
+                group["quality_stderr"].mean() or 0.0
+            )
+        own = generator.standard_normal((count, summary.height)) * ~repeated
+        for view in VIEWS:
+            exposure: Exposure = exposed.views[view].combine(weights)
+            energy[view] += exposure.draw(shared, own)
+        return _Draws(energy, quality)
+
+    @staticmethod
+    def low(drawn: np.ndarray, index: int) -> float:
+        return float(np.quantile(drawn[:, index], 0.025))
+
+    @staticmethod
+    def high(drawn: np.ndarray, index: int) -> float:
+        return float(np.quantile(drawn[:, index], 0.975))
+
+    def dominates(self, view: str, winner: int, loser: int) -> float:
+        """The share of draws in which `winner` is at least as good in both and better in one."""
+        cheaper = self.energy[view][:, winner] <= self.energy[view][:, loser]
+        better = self.quality[:, winner] >= self.quality[:, loser]
+        return float((cheaper & better).mean())
+
+
+def _dominator(index: int, energy: np.ndarray, quality: np.ndarray, labels: list[str]) -> int:
+    """The cheapest setting that dominates this one."""
+    beats = (energy <= energy[index]) & (quality >= quality[index])
+    beats &= (energy < energy[index]) | (quality > quality[index])
+    return min(np.flatnonzero(beats), key=lambda other: (energy[other], labels[other]))

@@ -1,0 +1,156 @@
+"""What the tables are made from: runs, shared artifacts, scores and folders of attempt records.
+
+Plain frozen values that a script fills from manifests, consumer records and scores, so that every
+function of this room is pure. A shared artifact's consumers span all teams; this team's are those
+whose team is the study's and whose run is one of the study's runs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from angelshare.errors import AngelshareError
+
+TEACHER_KINDS = frozenset({"logits", "corpus", "hidden", "embeddings", "scores"})
+"""Kinds of artifacts that teacher work makes: a run that reads one is a distilled run."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptSource:
+    """A folder of attempt records and whose bill they are on: a run's, an artifact's, or nobody's.
+
+    Every `*.json` in the folder is one attempt, valid energy-sidecar/1.
+    """
+
+    folder: Path
+    run: str | None = None
+    artifact_kind: str | None = None
+    artifact_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Consumer:
+    """One student run, of any team, that read a shared artifact."""
+
+    id: str
+    run: str
+    team: str
+    tokens_read: int
+    utc: str
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A shared artifact. `charged=False` keeps it in the ledger and off every run's bill."""
+
+    kind: str
+    key: str
+    label: str
+    tokens: int
+    bytes: int
+    charged: bool = True
+    consumers: tuple[Consumer, ...] = ()
+
+    @property
+    def id(self) -> tuple[str, str]:
+        """Kind and key: what names the artifact everywhere."""
+        return (self.kind, self.key)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One student run of this team.
+
+    `artifacts` are all shared artifacts it stands on, direct and indirect; `tokens` the tokens it
+    was trained on; `parameters`, where known, orders students by size.
+    """
+
+    run: str
+    pipeline: str
+    student: str
+    dataset: str
+    seed: int
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    artifacts: tuple[tuple[str, str], ...] = ()
+    tokens: int = 0
+    parameters: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A run's score on a benchmark, with the teacher's on the same problems.
+
+    `in_quality=False` keeps a measure for which student / teacher says nothing (a cross-entropy)
+    out of Q; it still gets its column.
+    """
+
+    run: str
+    benchmark: str
+    score: float
+    stderr: float | None = None
+    teacher_score: float | None = None
+    in_quality: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """Everything one accounting is made from. Raises AngelshareError where it contradicts itself."""
+
+    team: str
+    runs: tuple[Run, ...]
+    artifacts: tuple[Artifact, ...] = ()
+    scores: tuple[Score, ...] = ()
+    sources: tuple[AttemptSource, ...] = ()
+
+    def __post_init__(self) -> None:
+        runs = {run.run for run in self.runs}
+        artifacts = {artifact.id for artifact in self.artifacts}
+        _unique("run", (run.run for run in self.runs))
+        _unique("artifact", (f"{kind}/{key}" for kind, key in (a.id for a in self.artifacts)))
+        _unique("score", (f"{score.run} on {score.benchmark}" for score in self.scores))
+        _unique("attempt folder", (str(source.folder) for source in self.sources))
+        for artifact in self.artifacts:
+            _unique(f"consumer of {artifact.kind}/{artifact.key}", (c.id for c in artifact.consumers))
+        for run in self.runs:
+            for kind, key in run.artifacts:
+                if (kind, key) not in artifacts:
+                    raise AngelshareError(
+                        f"run {run.run} names the artifact {kind}/{key}, which the study does not "
+                        "hold: add it to the study's artifacts (its manifest may be missing)"
+                    )
+        for score in self.scores:
+            _known("score", score.run, runs)
+        for source in self.sources:
+            self._check_source(source, runs, artifacts)
+
+    @staticmethod
+    def _check_source(
+        source: AttemptSource, runs: set[str], artifacts: set[tuple[str, str]]
+    ) -> None:
+        if source.run is not None and source.artifact_kind is not None:
+            raise AngelshareError(
+                f"{source.folder}: attempts belong either to run {source.run} or to an artifact "
+                f"({source.artifact_kind}), not to both: an energy is charged once"
+            )
+        if source.run is not None:
+            _known(f"attempt folder {source.folder}", source.run, runs)
+        owner = (source.artifact_kind or "", source.artifact_key or "")
+        if source.artifact_kind is not None and owner not in artifacts:
+            raise AngelshareError(
+                f"{source.folder}: its artifact {'/'.join(owner)} is not among the study's artifacts"
+            )
+
+
+def _known(what: str, run: str, runs: set[str]) -> None:
+    if run not in runs:
+        raise AngelshareError(f"{what} names the run {run}, which the study does not hold")
+
+
+def _unique(what: str, names: Iterable[str]) -> None:
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    if twice:
+        raise AngelshareError(f"the study holds a {what} twice: {', '.join(twice[:3])}")

@@ -1,0 +1,191 @@
+"""``angelshare …``: what is no rule. Looking at the store, checking it, and reading results."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from angelshare.config import Config, load_config
+from angelshare.errors import AngelshareError
+from angelshare.store.artifacts import Artifact, ArtifactStore, Manifest, load
+from angelshare.store.verify import leftovers, repair, verify
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False
+)
+out = Console()
+
+ConfigOption = Annotated[
+    Path, typer.Option("--config", help="The configuration the workflow runs with.")
+]
+StoreOption = Annotated[
+    Path | None, typer.Option("--store", help="The store; default: the configuration's.")
+]
+CONFIG = Path("config/config.yaml")
+
+
+def main() -> None:
+    """Run a command; an `AngelshareError` is one message and exit status 1."""
+    try:
+        app()
+    except AngelshareError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def read_config(path: Path) -> Config:
+    """The checked configuration in a YAML file.
+
+    Raises:
+        AngelshareError: when it cannot be read or is not valid.
+    """
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise AngelshareError(
+            f"{path} cannot be read: {error}. Run in the checkout's root or give --config."
+        ) from error
+    return load_config(values, str(path))
+
+
+def open_store(store: Path | None, config: Path) -> ArtifactStore:
+    """The store named on the command line, else the configuration's."""
+    root = store or Path(read_config(config).store.root)
+    if not root.is_dir():
+        raise AngelshareError(f"there is no store at {root}.")
+    return ArtifactStore(root)
+
+
+@app.command("verify")
+def verify_command(
+    store: StoreOption = None,
+    config: ConfigOption = CONFIG,
+    repair_: Annotated[
+        bool,
+        typer.Option("--repair", help="Take away what is damaged; the next run makes it again."),
+    ] = False,
+) -> None:
+    """Check every object against its name, every receipt and manifest against its recipe."""
+    opened = open_store(store, config)
+    with out.status("checking") as status:
+        faults = verify(opened, lambda done, of: status.update(f"checked {done} of {of} artifacts"))
+    for fault in faults:
+        out.print(str(fault), soft_wrap=True, highlight=False)
+    if not faults:
+        out.print(f"{opened.root}: {sum(1 for _ in opened.artifacts())} artifacts are whole.")
+        return
+    if not repair_:
+        raise AngelshareError(f"{len(faults)} faults. `angelshare verify --repair` mends them.")
+    removed = repair(faults)
+    out.print(f"Took away {removed} files. Run the workflow: it makes the missing parts again.")
+
+
+@app.command("ls")
+def list_command(store: StoreOption = None, config: ConfigOption = CONFIG) -> None:
+    """List the artifacts of a store with size, joules and consumers."""
+    from angelshare.energy.attempts import folder_bill
+
+    opened = open_store(store, config)
+    table = Table("kind", "key", "parts", "rows", "bytes", "joules", "consumers", box=None)
+    for artifact in opened.artifacts():
+        manifest = _sealed(artifact)
+        table.add_row(
+            artifact.kind,
+            artifact.key,
+            str(len(manifest.parts)) if manifest else "unsealed",
+            f"{manifest.rows:,}" if manifest else "",
+            f"{manifest.bytes:,}" if manifest else "",
+            f"{folder_bill(artifact.attempts).energy_j:,.1f}",
+            str(len(artifact.consumers())),
+        )
+    out.print(table)
+    rest = leftovers(opened)
+    if rest:
+        out.print(f"{len(rest)} temporary files of killed jobs lie under {opened.root}.")
+
+
+@app.command("show")
+def show_command(key: str, store: StoreOption = None, config: ConfigOption = CONFIG) -> None:
+    """Print an artifact's recipe, bill and consumers, and what it was made from."""
+    from angelshare.energy.attempts import folder_bill
+
+    opened = open_store(store, config)
+    found = [artifact for artifact in opened.artifacts() if artifact.key.startswith(key)]
+    if len(found) != 1:
+        raise AngelshareError(
+            f"{len(found)} artifacts of {opened.root} have a key that starts with {key!r}; "
+            "`angelshare ls` lists them."
+        )
+    artifact = found[0]
+    manifest = artifact.manifest()
+    out.print(yaml.safe_dump(manifest.recipe, sort_keys=False).rstrip(), highlight=False)
+    bill = folder_bill(artifact.attempts)
+    out.print(
+        f"bill: {bill.energy_j:,.1f} J in {bill.attempts} attempts, {bill.wasted_j:,.1f} J wasted"
+    )
+    for consumer in artifact.consumers():
+        out.print(f"read by {consumer.run} of {consumer.team}, {consumer.utc}", highlight=False)
+    for role, sha256 in manifest.parts[0].inputs.items():
+        out.print(f"made from {role} {sha256[:12]}", highlight=False)
+
+
+def _sealed(artifact: Artifact) -> Manifest | None:
+    path = artifact.manifest_path
+    return load(Manifest, path) if path.exists() else None
+
+
+@app.command("plan")
+def plan_command(config: ConfigOption = CONFIG) -> None:
+    """Say which shared artifacts are in the store already and which would be generated."""
+    from angelshare.grid import plan_study
+
+    checked = read_config(config)
+    store = ArtifactStore(Path(checked.store.root))
+    study = plan_study(checked)
+    table = Table("kind", "what", "key", "store", "runs", box=None)
+    for plan in study.artifacts.values():
+        readers = sum(plan.key in run.artifacts() for run in study.runs.values())
+        present = store.artifact(plan.kind, plan.key).manifest_path.exists()
+        state = "reused" if present else "to be made"
+        table.add_row(plan.kind, plan.label, plan.key[:12], state, str(readers))
+    out.print(table)
+    out.print(f"{len(study.runs)} student runs")
+
+
+@app.command("findings")
+def findings_command(config: ConfigOption = CONFIG) -> None:
+    """Print where the report is, and what it says in three lines."""
+    results = Path(read_config(config).results)
+    path = results / "findings.txt"
+    if not path.exists():
+        raise AngelshareError(f"{path} is not there: run `snakemake --profile local` first.")
+    out.print(f"\nReport: {results / 'report.html'}", highlight=False, soft_wrap=True)
+    out.print(path.read_text().rstrip(), highlight=False, soft_wrap=True)
+
+
+@app.command("account")
+def account_command(
+    stages: Annotated[Path, typer.Option(help="CSV of stage energies (docs/accounting.md).")],
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder for the tables.")],
+    quality: Annotated[Path | None, typer.Option(help="CSV of scores.")] = None,
+) -> None:
+    """Make the accounting tables from energies measured elsewhere."""
+    from angelshare.accounting.elsewhere import account_csv
+
+    account_csv(stages, quality, out_dir)
+    out.print(f"Tables in {out_dir}.", highlight=False)
+
+
+@app.command("schemas")
+def schemas_command() -> None:
+    """Write the files that are generated from the code: JSON schemas and config/README.md."""
+    from angelshare.generated import write_all
+
+    for path in write_all(Path()):
+        out.print(f"wrote {path}", highlight=False)

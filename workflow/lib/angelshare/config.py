@@ -1,0 +1,311 @@
+"""The configuration: one typed model per section, the source of the defaults and of the schema.
+
+The YAML files under ``config/`` are read into `Config`. Unknown keys, impossible values and names
+that refer to nothing are one clear line each, before any job starts. `config/schemas/config.json`
+and `config/README.md` are generated from the same models.
+"""
+
+from __future__ import annotations
+
+import difflib
+import getpass
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError
+
+from angelshare.accounting.settings import AccountingSettings
+from angelshare.data.settings import DataSource, TokenizerSettings
+from angelshare.energy.settings import CarbonSettings, EnergySettings
+from angelshare.errors import AngelshareError
+from angelshare.evaluation.settings import EvaluationSettings
+from angelshare.recipes import digest
+from angelshare.settings import Settings
+from angelshare.student.settings import LossSettings, StudentInit, TrainingSettings
+from angelshare.teacher.settings import CaptureSettings, DecodingSettings, DemoTeacherSettings
+
+
+class StoreSettings(Settings):
+    """Where teacher artifacts are kept and shared."""
+
+    root: str = "artifacts"
+    """The shared store. Several checkouts and teams may point at the same folder."""
+    team: str | None = None
+    """Who this checkout's student runs belong to, in the amortisation over consumers. Null: the
+    user and the checkout's folder, as a digest."""
+
+    def team_id(self) -> str:
+        """The name under which this checkout's runs are recorded as consumers."""
+        if self.team:
+            return self.team
+        here = digest("angelshare/team", {"user": getpass.getuser(), "folder": os.getcwd()})
+        return f"{getpass.getuser()}-{here[:8]}"
+
+
+class TrainedTokenizer(TokenizerSettings):
+    """A tokenizer that the workflow trains on generated word problems."""
+
+    dataset: str
+    """The entry of ``datasets`` whose kind of problem it is trained on; none of its own rows."""
+
+
+class DemoTeacher(Settings):
+    """A small OLMo-2 teacher that the workflow trains itself, on word problems of its own."""
+
+    demo: DemoTeacherSettings
+    """How it is made."""
+    dataset: str
+    """The entry of ``datasets`` whose kind of problem it learns; none of its own rows."""
+    tokenizer: str = "demo"
+    """The entry of ``tokenizers`` it reads with; its students must use the same."""
+
+
+class PretrainedTeacher(Settings):
+    """A causal language model in a local folder or on the Hugging Face hub."""
+
+    model: str = Field(min_length=1)
+    """Hub name (``allenai/OLMo-2-0325-32B-SFT``) or a local folder."""
+    revision: str | None = None
+    """The hub commit; required for hub names, so that the recipe says which weights it means."""
+
+
+class Student(Settings):
+    """A student: where its weights come from and how it reads."""
+
+    init: StudentInit
+    """From scratch, or pretrained weights."""
+    tokenizer: str | None = None
+    """For a student from scratch: the entry of ``tokenizers`` it reads with. A pretrained
+    student brings its own."""
+
+
+class PipelineSettings(Settings):
+    """What a pipeline trains on. The trainer is the same for all of them."""
+
+    data: Literal["dataset", "corpus"]
+    """Original labels, or the teacher's answers to the dataset's prompts."""
+    logits: bool = False
+    """Whether the loss also reads the teacher's cached distribution over that data."""
+
+
+class GridBlock(Settings):
+    """A block of student runs: the product of its lists."""
+
+    pipeline: str
+    """A name from ``pipelines``."""
+    students: list[str] = Field(min_length=1)
+    """Names from ``students``."""
+    datasets: list[str] = Field(min_length=1)
+    """Names from ``datasets``."""
+    teacher: str | None = None
+    """A name from ``teachers``; needed by every pipeline that reads a teacher artifact."""
+    seeds: list[int] = Field(min_length=1)
+    """One run for each."""
+    temperature: list[Annotated[float, Field(gt=0)]] = Field(default=[], min_length=0)
+    """Distillation temperatures; empty: the one of ``loss``."""
+    alpha: list[Annotated[float, Field(ge=0, le=1)]] = []
+    """Weights of the hard-label loss; empty: the one of ``loss``."""
+    training: dict[str, Any] = {}
+    """Changes to ``training`` for this block alone."""
+
+
+class HardwareSettings(Settings):
+    """What a job asks of the machine or cluster."""
+
+    gpus: int = Field(default=0, ge=0)
+    """GPUs of each job that runs a model; 0 on a machine without one."""
+    threads: int = Field(default=1, gt=0)
+    """CPU threads of each job that runs a model."""
+    part_rows: int = Field(default=2500, gt=0)
+    """Rows of one part of a logit cache or corpus: one job, lost or kept as a whole."""
+
+
+class Config(Settings):
+    """The whole configuration."""
+
+    store: StoreSettings = StoreSettings()
+    """The shared artifact store."""
+    results: str = "results"
+    """Folder of this team's students, scores, tables and report."""
+    hardware: HardwareSettings = HardwareSettings()
+    """What jobs ask for."""
+    datasets: dict[str, DataSource]
+    """The data sets by name."""
+    tokenizers: dict[str, TrainedTokenizer] = {}
+    """Tokenizers that the workflow trains, by name (pretrained models bring their own)."""
+    teachers: dict[str, DemoTeacher | PretrainedTeacher]
+    """The teachers by name."""
+    students: dict[str, Student]
+    """The students by name: where their weights come from."""
+    pipelines: dict[str, PipelineSettings]
+    """The pipelines by name."""
+    capture: CaptureSettings = CaptureSettings()
+    """How the teacher's distribution is cached."""
+    generation: DecodingSettings = DecodingSettings()
+    """How the teacher answers prompts."""
+    loss: LossSettings = LossSettings()
+    """The distillation loss, where a grid block does not say otherwise."""
+    training: TrainingSettings = TrainingSettings()
+    """How every student is trained."""
+    evaluation: EvaluationSettings = EvaluationSettings()
+    """How teacher and students are scored."""
+    grid: list[GridBlock] = Field(min_length=1)
+    """The student runs."""
+    energy: EnergySettings = EnergySettings()
+    """How energy is measured."""
+    carbon: CarbonSettings = CarbonSettings()
+    """How energy becomes CO2e."""
+    accounting: AccountingSettings = AccountingSettings()
+    """How teacher energy is shared out and results are compared."""
+
+
+def load_config(values: Mapping[str, Any], where: str = "the configuration") -> Config:
+    """Check ``values`` and return the typed configuration.
+
+    Raises:
+        AngelshareError: one line per problem: which key, what it must be, what it is.
+    """
+    try:
+        config = Config.model_validate(dict(values))
+    except ValidationError as error:
+        lines = dict.fromkeys(_explain(problem) for problem in error.errors())
+        raise AngelshareError(_join(where, lines)) from None
+    problems = list(_dangling_names(config)) + list(_unusable_paths(config))
+    if problems:
+        raise AngelshareError(_join(where, dict.fromkeys(problems)))
+    return config
+
+
+def _join(where: str, lines: Mapping[str, None]) -> str:
+    return "\n".join([f"{where} is not valid:", *(f"  {line}" for line in lines)])
+
+
+def _explain(problem: Any) -> str:
+    """One line for one pydantic error, in the words of the configuration."""
+    location = [str(part) for part in problem["loc"]]
+    path = ".".join(location)
+    section = location[0]
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(location[-1], _known_keys(), n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        return f"{path} is not a known key{hint}. See config/README.md#{section}."
+    if problem["type"] == "missing":
+        return f"{path} is missing. See config/README.md#{section}."
+    text = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return f"{path} must be {text} (got {problem['input']!r}). See config/README.md#{section}."
+
+
+def _known_keys() -> list[str]:
+    """Every key of every section, for suggestions."""
+    found: set[str] = set()
+    todo: list[Any] = [Config]
+    seen: set[Any] = set()
+    while todo:
+        item = todo.pop()
+        if item in seen:
+            continue
+        seen.add(item)
+        if isinstance(item, type) and issubclass(item, BaseModel):
+            found.update(item.model_fields)
+            todo.extend(field.annotation for field in item.model_fields.values())
+        else:
+            todo.extend(arg for arg in getattr(item, "__args__", ()) if arg.__hash__)
+    return sorted(found)
+
+
+def _dangling_names(config: Config) -> Iterator[str]:
+    """Names in the grid and in teachers that refer to nothing."""
+    for number, block in enumerate(config.grid):
+        where = f"grid[{number}]"
+        known: dict[str, tuple[list[str], Mapping[str, Any]]] = {
+            "pipeline": ([block.pipeline], config.pipelines),
+            "students": (block.students, config.students),
+            "datasets": (block.datasets, config.datasets),
+            "teacher": ([block.teacher] if block.teacher else [], config.teachers),
+        }
+        for field, (names, table) in known.items():
+            for name in names:
+                if name not in table:
+                    yield _unknown(f"{where}.{field}", name, table)
+        pipeline = config.pipelines.get(block.pipeline)
+        if pipeline and not block.teacher and (pipeline.logits or pipeline.data == "corpus"):
+            yield f"{where}.teacher is missing: pipeline {block.pipeline!r} reads its artifacts."
+        if pipeline and not pipeline.logits and (block.temperature or block.alpha):
+            yield (
+                f"{where}: temperature and alpha belong to the distillation loss, which pipeline "
+                f"{block.pipeline!r} does not use (logits: false)."
+            )
+        for temperature in block.temperature:
+            if temperature not in config.capture.temperatures:
+                yield (
+                    f"{where}.temperature {temperature} is not one that the logit cache keeps: "
+                    f"add it to capture.temperatures (now {list(config.capture.temperatures)})."
+                )
+        try:
+            training_of(config, block)
+        except ValidationError as error:
+            yield from (f"{where}.training.{_explain(problem)}" for problem in error.errors())
+    for name, teacher in config.teachers.items():
+        if isinstance(teacher, DemoTeacher):
+            yield from _generated(config, f"teachers.{name}.dataset", teacher.dataset)
+            if teacher.tokenizer not in config.tokenizers:
+                yield _unknown(f"teachers.{name}.tokenizer", teacher.tokenizer, config.tokenizers)
+    for name, tokenizer in config.tokenizers.items():
+        yield from _generated(config, f"tokenizers.{name}.dataset", tokenizer.dataset)
+    for name, student in config.students.items():
+        if student.tokenizer is not None and student.tokenizer not in config.tokenizers:
+            yield _unknown(f"students.{name}.tokenizer", student.tokenizer, config.tokenizers)
+
+
+def _generated(config: Config, where: str, dataset: str) -> Iterator[str]:
+    """The dataset must be one of generated problems: only those have more rows to train on."""
+    if dataset not in config.datasets:
+        yield _unknown(where, dataset, config.datasets)
+    elif config.datasets[dataset].source != "word_problems":
+        yield f"{where}: {dataset!r} is not a dataset of generated word_problems."
+
+
+def _unknown(where: str, name: str, table: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(name, table, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"{where}: there is no {name!r}; known are {', '.join(sorted(table))}.{hint}"
+
+
+def _unusable_paths(config: Config) -> Iterator[str]:
+    """Files that are named and not there, folders that cannot be written."""
+    for name, source in config.datasets.items():
+        if source.source == "file" and not Path(source.path).is_file():
+            yield f"datasets.{name}.path: there is no file {source.path!r}."
+    for name, teacher in config.teachers.items():
+        if isinstance(teacher, PretrainedTeacher):
+            yield from _model_problem(f"teachers.{name}", teacher.model, teacher.revision)
+    for where, folder in (("store.root", config.store.root), ("results", config.results)):
+        nearest = Path(folder).absolute()
+        while not nearest.exists():
+            nearest = nearest.parent
+        if not nearest.is_dir():
+            yield f"{where}: {nearest} is a file, not a folder."
+        elif not os.access(nearest, os.W_OK):
+            yield f"{where}: {nearest} is not writable for {getpass.getuser()}."
+
+
+def _model_problem(where: str, model: str, revision: str | None) -> Iterator[str]:
+    """A local model folder must exist; a hub name must carry the revision it means."""
+    local = Path(model)
+    if local.is_absolute() or model.startswith((".", "~")):
+        if not (local.expanduser() / "config.json").is_file():
+            yield f"{where}.model: {model} has no config.json; it must be a saved model's folder."
+    elif revision is None and not local.is_dir():
+        yield f"{where}.revision is missing: name the hub commit of {model}."
+
+
+def training_of(config: Config, block: GridBlock) -> TrainingSettings:
+    """The training settings of a grid block: the common ones with the block's changes."""
+    return TrainingSettings.model_validate({**config.training.model_dump(), **block.training})
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of the configuration, for editors and for `config/schemas/config.json`."""
+    return Config.model_json_schema()

@@ -1,0 +1,238 @@
+"""GPU energy counters (mJ), power (mW) and telemetry through NVML, for the devices a job may use.
+
+Devices are known by UUID. A field that a device does not support is None, a device that is lost
+gives rows of None until it answers again; nothing is ever turned into zero.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Mapping
+from typing import Any
+
+LIBRARY = "libnvidia-ml.so.1"
+COLUMNS = (
+    "t_ns",
+    "read_ns",
+    "counter_mj",
+    "average_mw",
+    "instant_mw",
+    "usage_mw",
+    "util_percent",
+    "memory_bytes",
+    "temperature_c",
+    "sm_mhz",
+    "memory_mhz",
+    "throttle",
+)
+
+
+def select(
+    environment: Mapping[str, str], uuids: list[str], migs: list[str]
+) -> tuple[list[tuple[int, str | None]], list[str]]:
+    """The devices a job may use: (NVML index, MIG uuid or None) each, and remarks in words.
+
+    ``CUDA_VISIBLE_DEVICES`` as CUDA reads it: indices, UUIDs or their prefixes, MIG names; the list
+    ends at its first invalid entry; empty hides all. Without it, Slurm's own list counts where more
+    GPUs are visible than it names. ``migs`` holds the names of the MIG instances of the machine.
+    """
+    listed = environment.get("CUDA_VISIBLE_DEVICES")
+    if listed is None:
+        slurm = environment.get("SLURM_STEP_GPUS") or environment.get("SLURM_JOB_GPUS") or ""
+        indices = [int(one) for one in slurm.split(",") if one.isdigit()]
+        if not indices or len(indices) >= len(uuids):
+            return [(index, None) for index in range(len(uuids))], []
+        return [(index, None) for index in indices if index < len(uuids)], []
+    chosen: list[tuple[int, str | None]] = []
+    for entry in filter(None, (one.strip() for one in listed.split(","))):
+        found = _resolve(entry, uuids, migs)
+        if found is None:
+            return chosen, [f"CUDA_VISIBLE_DEVICES ends at its invalid entry {entry!r}"]
+        if found not in chosen:
+            chosen.append(found)
+    return chosen, []
+
+
+def _resolve(entry: str, uuids: list[str], migs: list[str]) -> tuple[int, str | None] | None:
+    if entry.isdigit():
+        return (int(entry), None) if int(entry) < len(uuids) else None
+    if entry.startswith("MIG-GPU-"):
+        owner = entry[len("MIG-") :].split("/")[0]
+        return (uuids.index(owner), entry) if owner in uuids else None
+    if entry.startswith("MIG-"):
+        hits = [name for name in migs if name.split("@")[0].startswith(entry)]
+        return (int(hits[0].split("@")[1]), hits[0].split("@")[0]) if len(hits) == 1 else None
+    found = [index for index, uuid in enumerate(uuids) if uuid.startswith(entry)]
+    return (found[0], None) if len(found) == 1 and entry.startswith("GPU-") else None
+
+
+def open_nvml(
+    folder: str | None, environment: Mapping[str, str]
+) -> tuple[list[Gpu], list[str]]:
+    """Open NVML with pynvml from ``folder``: the selected GPUs, and remarks in words.
+
+    No library or no driver means no GPU and no remark; a driver that fails is a remark.
+    """
+    try:
+        ctypes.CDLL(LIBRARY, mode=ctypes.RTLD_GLOBAL)
+    except OSError:
+        return [], []
+    if folder is None:
+        return [], ["NVML is there, but the module pynvml (nvidia-ml-py) is not installed"]
+    import sys
+
+    sys.path.append(folder)
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        return _inventory(pynvml, environment)
+    except pynvml.NVMLError as error:
+        absent = (pynvml.NVML_ERROR_DRIVER_NOT_LOADED, pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+        return [], [] if error.value in absent else [f"NVML failed: {error}"]
+
+
+def _inventory(nvml: Any, environment: Mapping[str, str]) -> tuple[list[Gpu], list[str]]:
+    handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
+    uuids = [_string(nvml.nvmlDeviceGetUUID(handle)) for handle in handles]
+    migs = [
+        f"{name}@{index}" for index, h in enumerate(handles) for name in _mig_names(nvml, h)
+    ]
+    chosen, remarks = select(environment, uuids, migs)
+    models = {_string(nvml.nvmlDeviceGetName(handle)) for handle in handles}
+    numbered = environment.get("CUDA_VISIBLE_DEVICES", "GPU")[:1].isdigit()
+    if numbered and len(models) > 1 and environment.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
+        remarks.append(
+            "GPUs of different models are chosen by number without CUDA_DEVICE_ORDER=PCI_BUS_ID; "
+            "CUDA may number them otherwise than NVML"
+        )
+    merged: dict[int, list[str]] = {}
+    for index, mig in chosen:
+        merged.setdefault(index, []).extend([mig] if mig else [])
+    return [Gpu(nvml, handles[i], i, names) for i, names in merged.items()], remarks
+
+
+def _string(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _mig_names(nvml: Any, handle: Any) -> list[str]:
+    try:
+        if nvml.nvmlDeviceGetMigMode(handle)[0] != nvml.NVML_DEVICE_MIG_ENABLE:
+            return []
+        count = nvml.nvmlDeviceGetMaxMigDeviceCount(handle)
+    except nvml.NVMLError:
+        return []
+    names = []
+    for index in range(count):
+        try:
+            mig = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)
+            names.append(_string(nvml.nvmlDeviceGetUUID(mig)))
+        except nvml.NVMLError:
+            continue
+    return names
+
+
+class Gpu:
+    """One GPU that is read; `mig` names the job's instances on it."""
+
+    def __init__(self, nvml: Any, handle: Any, index: int, mig: list[str]) -> None:
+        self.nvml = nvml
+        self.handle = handle
+        self.index = index
+        self.mig = mig
+        self.uuid = _string(nvml.nvmlDeviceGetUUID(handle))
+        self.model = _string(nvml.nvmlDeviceGetName(handle))
+        self.module = any(chip in self.model for chip in ("GH200", "GB200", "GB300"))
+        self.unsupported: set[str] = set()
+
+    def describe(self) -> dict[str, object]:
+        """What the trace's header says of it; ``slices`` are MIG compute slices of 7."""
+        limit = self._ask("limit", lambda: self.nvml.nvmlDeviceGetEnforcedPowerLimit(self.handle))
+        return {
+            "uuid": self.uuid,
+            "model": self.model,
+            "index": self.index,
+            "driver": _string(self.nvml.nvmlSystemGetDriverVersion()),
+            "power_limit_w": None if limit is None else limit / 1000,
+            "power_scope": "module" if self.module else "gpu",
+            "mig": self.mig,
+            "mig_enabled": bool(_mig_names(self.nvml, self.handle)),
+            "slices": sum(self._slices(name) for name in self.mig),
+        }
+
+    def _slices(self, name: str) -> int:
+        def read() -> int:
+            handle = self.nvml.nvmlDeviceGetHandleByUUID(name)
+            return int(self.nvml.nvmlDeviceGetAttributes(handle).gpuInstanceSliceCount)
+
+        return self._ask("slices", read) or 0
+
+    def counter(self) -> int | None:
+        """The energy counter in millijoules since the driver was loaded."""
+        value: int | None = self._ask(
+            "counter", lambda: self.nvml.nvmlDeviceGetTotalEnergyConsumption(self.handle)
+        )
+        return value
+
+    def sample(self) -> list[int | None]:
+        """One row in the order of :data:`COLUMNS`; ``t_ns`` is the middle of the counter's read."""
+        begin = time.monotonic_ns()
+        counter = self.counter()
+        took = time.monotonic_ns() - begin
+        average, instant = self._powers()
+        nvml, handle = self.nvml, self.handle
+        return [
+            begin + took // 2,
+            took,
+            counter,
+            average,
+            instant,
+            self._ask("usage", lambda: nvml.nvmlDeviceGetPowerUsage(handle)),
+            self._ask("util", lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu),
+            self._ask("memory", lambda: nvml.nvmlDeviceGetMemoryInfo(handle).used),
+            self._ask("temperature", lambda: nvml.nvmlDeviceGetTemperature(handle, 0)),
+            self._ask("sm", lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)),
+            self._ask("clock", lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM)),
+            self._ask("why", lambda: nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)),
+        ]
+
+    def _powers(self) -> tuple[int | None, int | None]:
+        scope = self.nvml.NVML_POWER_SCOPE_MODULE if self.module else 0
+        fields = [
+            (self.nvml.NVML_FI_DEV_POWER_AVERAGE, scope),
+            (self.nvml.NVML_FI_DEV_POWER_INSTANT, scope),
+        ]
+        answers = self._ask(
+            "fields", lambda: self.nvml.nvmlDeviceGetFieldValues(self.handle, fields)
+        )
+        if answers is None:
+            return None, None
+        values = [
+            int(one.value.uiVal) if one.nvmlReturn == self.nvml.NVML_SUCCESS else None
+            for one in answers
+        ]
+        return values[0], values[1]
+
+    def _ask(self, field: str, read: Any) -> Any:
+        """Call ``read``; None where the field is unsupported (then never asked again) or fails."""
+        if field in self.unsupported:
+            return None
+        try:
+            return read()
+        except self.nvml.NVMLError as error:
+            if error.value in (
+                self.nvml.NVML_ERROR_NOT_SUPPORTED,
+                self.nvml.NVML_ERROR_FUNCTION_NOT_FOUND,
+            ):
+                self.unsupported.add(field)
+            elif field == "counter":
+                self._find_again()
+            return None
+
+    def _find_again(self) -> None:
+        try:
+            self.handle = self.nvml.nvmlDeviceGetHandleByUUID(self.uuid)
+        except self.nvml.NVMLError:
+            return

@@ -1,0 +1,126 @@
+"""CPU time (seconds) and resident memory (bytes) of a process and all its descendants.
+
+The CPU time is cumulative and never falls: a descendant that was waited for is in its parent's
+``cutime``, one that vanished in another way keeps what was last seen of it. The kernel counts in
+clock ticks (10 ms).
+"""
+
+from __future__ import annotations
+
+import os
+
+TICK_S = 1.0 / os.sysconf("SC_CLK_TCK")
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+class _Process:
+    """The last reading of one process: its parent, own and waited-for CPU ticks, pages."""
+
+    __slots__ = ("children_ticks", "parent", "pages", "start", "ticks")
+
+    def __init__(self, fields: list[bytes]) -> None:
+        self.parent = int(fields[1])
+        self.ticks = int(fields[11]) + int(fields[12])
+        self.children_ticks = int(fields[13]) + int(fields[14])
+        self.start = int(fields[19])
+        self.pages = int(fields[21])
+
+    @property
+    def total(self) -> int:
+        return self.ticks + self.children_ticks
+
+
+def _read(pid: int) -> _Process | None:
+    try:
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as stream:
+            content = stream.read()
+    except OSError:
+        return None
+    return _Process(content[content.rindex(b")") + 2 :].split())
+
+
+def start_ticks(pid: int) -> int | None:
+    """When the process started, in clock ticks since boot; None if there is no such process."""
+    process = _read(pid)
+    return process.start if process else None
+
+
+class ProcessTree:
+    """Follows one process and everything it starts."""
+
+    def __init__(self, root: int) -> None:
+        self.root = root
+        self.members: dict[int, _Process] = {}
+        self.strangers: set[int] = set()
+        self.lost_ticks = 0
+        process = _read(root)
+        if process is not None:
+            self.members[root] = process
+
+    def sample(self) -> tuple[float, int]:
+        """Cumulative CPU seconds of the tree (own, waited-for and lost) and its resident bytes."""
+        before = self.members
+        self.members = self._alive(before)
+        self.lost_ticks += _lost(before, self.members)
+        total = sum(process.total for process in self.members.values()) + self.lost_ticks
+        pages = sum(process.pages for process in self.members.values())
+        return total * TICK_S, pages * PAGE_BYTES
+
+    def _alive(self, before: dict[int, _Process]) -> dict[int, _Process]:
+        pids = {int(name) for name in os.listdir("/proc") if name.isdigit()}
+        self.strangers &= pids
+        alive: dict[int, _Process] = {}
+        for pid, known in before.items():
+            process = _read(pid) if pid in pids else None
+            if process is not None and process.start == known.start:
+                alive[pid] = process
+        self._adopt(pids - alive.keys() - self.strangers, alive)
+        return alive
+
+    def _adopt(self, unknown: set[int], alive: dict[int, _Process]) -> None:
+        """Add the new processes whose ancestors lead to a member; remember the others."""
+        fresh = {pid: process for pid in unknown if (process := _read(pid)) is not None}
+        grew = True
+        while grew:
+            grew = False
+            for pid in list(fresh):
+                if fresh[pid].parent in alive:
+                    alive[pid] = fresh.pop(pid)
+                    grew = True
+        self.strangers.update(fresh)
+
+
+def _lost(before: dict[int, _Process], alive: dict[int, _Process]) -> int:
+    """Ticks of vanished members that no surviving ancestor has waited for."""
+    expected: dict[int | None, int] = {}
+    for pid, process in before.items():
+        if pid in alive:
+            continue
+        heir: int | None = process.parent
+        while heir is not None and heir not in alive:
+            heir = before[heir].parent if heir in before else None
+        expected[heir] = expected.get(heir, 0) + process.total
+    lost = expected.pop(None, 0)
+    for heir, ticks in expected.items():
+        assert heir is not None
+        risen = alive[heir].children_ticks - before[heir].children_ticks if heir in before else 0
+        lost += max(0, ticks - risen)
+    return lost
+
+
+def machine_busy_s() -> float:
+    """CPU seconds the whole machine has been busy since boot (idle, I/O wait and steal left out)."""
+    with open("/proc/stat", "rb", buffering=0) as stream:
+        fields = stream.readline().split()[1:8]
+    user, nice, system, _idle, _iowait, irq, softirq = (int(field) for field in fields)
+    return (user + nice + system + irq + softirq) * TICK_S
+
+
+def machine_used_bytes() -> int:
+    """Memory in use on the whole machine: total less what the kernel calls available."""
+    values = {}
+    with open("/proc/meminfo", "rb", buffering=0) as stream:
+        for line in stream.read(256).splitlines()[:3]:
+            name, _, rest = line.partition(b":")
+            values[name] = int(rest.split()[0]) * 1024
+    return values[b"MemTotal"] - values.get(b"MemAvailable", values[b"MemFree"])

@@ -1,0 +1,164 @@
+"""The sampling process: one flushed line a sample, until its parent closes the window or dies.
+
+Started as ``python -I -S`` with the library's root on its path. The first line of its standard
+input is its orders (JSON); further lines are events of the window, copied into the trace with a
+sample beside them. Its trace is JSON lines, times in nanoseconds of CLOCK_MONOTONIC:
+
+* ``header``: the devices that are read, by id and UUID
+* ``s``: a sample; energies are cumulative counters, so a gap in the samples loses no energy
+* ``e``: an event from the window (phase begins and ends, work, close)
+* ``end``: why sampling ended and what it used
+
+The end of the standard input, or another parent than the one that started it, means that the parent
+is dead: the record is then closed by the program named in the orders. Signals meant for the job do
+not end it, so that it can say what the job used until its last moment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import select
+import signal
+import sys
+import time
+from typing import Any
+
+from angelshare.energy.probes import nvml, rapl
+from angelshare.energy.probes.process_tree import (
+    ProcessTree,
+    machine_busy_s,
+    machine_used_bytes,
+)
+
+ROLL_STEP_S = 0.02
+ROLL_LIMIT_S = 0.3
+SYNC_EVERY_NS = 5_000_000_000
+
+
+class Sampler:
+    """Reads every meter and appends to the trace."""
+
+    def __init__(self, orders: dict[str, Any]) -> None:
+        self.period_ns = int(orders["period_s"] * 1e9)
+        self.parent = os.getppid()
+        self.trace = os.open(orders["trace"], os.O_WRONLY | os.O_APPEND)
+        self.tree = ProcessTree(self.parent)
+        self.gpus: list[nvml.Gpu] = []
+        self.zones: list[rapl.Zone] = []
+        remarks: list[str] = []
+        if orders["gpu"]:
+            self.gpus, remarks = nvml.open_nvml(orders["pynvml"], os.environ)
+        if orders["powercap"]:
+            self.zones, more = rapl.find_zones(orders["powercap"])
+            remarks += more
+        self.synced_ns = time.monotonic_ns()
+        self.write(
+            k="header",
+            t=time.monotonic_ns(),
+            pid=os.getpid(),
+            gpus=[gpu.describe() for gpu in self.gpus],
+            zones=[zone.describe() for zone in self.zones],
+            remarks=remarks,
+        )
+
+    def write(self, **line: Any) -> None:
+        """Append one line; it is with the kernel when this returns, on disk within seconds."""
+        os.write(self.trace, json.dumps(line, separators=(",", ":")).encode() + b"\n")
+
+    def sample(self) -> list[int | None]:
+        """Read everything once; returns the GPUs' counters."""
+        rows = [gpu.sample() for gpu in self.gpus]
+        cpu_s, resident_bytes = self.tree.sample()
+        now_ns = time.monotonic_ns()
+        self.write(
+            k="s",
+            t=now_ns,
+            utc=time.time_ns(),
+            boot=time.clock_gettime_ns(time.CLOCK_BOOTTIME),
+            cpu=round(cpu_s, 3),
+            busy=round(machine_busy_s(), 3),
+            rss=resident_bytes,
+            used=machine_used_bytes(),
+            gpu=rows,
+            rapl=[zone.read() for zone in self.zones],
+        )
+        if now_ns - self.synced_ns > SYNC_EVERY_NS:
+            os.fdatasync(self.trace)
+            self.synced_ns = now_ns
+        return [row[2] for row in rows]
+
+    def roll(self) -> None:
+        """Sample quickly until every GPU counter has ticked: the window's edge lies at a tick."""
+        first = self.sample()
+        waiting = {index for index, value in enumerate(first) if value is not None}
+        until_s = time.monotonic() + ROLL_LIMIT_S
+        while waiting and time.monotonic() < until_s:
+            time.sleep(ROLL_STEP_S)
+            now = self.sample()
+            waiting = {index for index in waiting if now[index] == first[index]}
+
+    def run(self) -> str:
+        """Sample on an absolute schedule; returns ``close`` or ``parent_died``."""
+        pending = b""
+        due_ns = time.monotonic_ns()
+        while True:
+            now_ns = time.monotonic_ns()
+            if now_ns >= due_ns:
+                if os.getppid() != self.parent:
+                    return "parent_died"
+                self.sample()
+                due_ns += self.period_ns * ((now_ns - due_ns) // self.period_ns + 1)
+            ready, _, _ = select.select([0], [], [], max(0.0, (due_ns - time.monotonic_ns()) / 1e9))
+            if not ready:
+                continue
+            received = os.read(0, 65536)
+            if not received:
+                return "parent_died"
+            *lines, pending = (pending + received).split(b"\n")
+            for line in lines:
+                os.write(self.trace, line + b"\n")
+                if json.loads(line)["e"] == "close":
+                    return "close"
+                self.sample()
+
+    def end(self, reason: str) -> None:
+        """Roll to the counters' next tick and say what sampling used."""
+        ended_ns = time.monotonic_ns()
+        self.roll()
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        self.write(
+            k="end",
+            t=ended_ns,
+            reason=reason,
+            cpu_s=usage.ru_utime + usage.ru_stime,
+            max_rss_bytes=usage.ru_maxrss * 1024,
+        )
+        os.fdatasync(self.trace)
+        os.close(self.trace)
+
+
+def _first_line() -> bytes:
+    line = b""
+    while not line.endswith(b"\n"):
+        byte = os.read(0, 1)
+        if not byte:
+            sys.exit(0)
+        line += byte
+    return line
+
+
+def main() -> None:
+    """Take the orders, sample, and close the record when nobody else can."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    orders = json.loads(_first_line())
+    sampler = Sampler(orders)
+    sampler.roll()
+    os.write(1, b"ready\n")
+    os.close(1)
+    reason = sampler.run()
+    sampler.end(reason)
+    if reason == "parent_died":
+        os.execve(orders["closer"][0], orders["closer"], {**os.environ, **orders["environment"]})

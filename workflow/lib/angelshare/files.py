@@ -1,0 +1,77 @@
+"""Publishing files so that a reader never sees half of one.
+
+Every file of the project becomes visible by a rename on the same file system after its bytes were
+flushed to disk: at any instant of a kill a path holds the old content, the new content, or nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+TEMPORARY_PREFIX = ".tmp-"
+
+
+@contextmanager
+def publishing(path: Path, mode: int = 0o644) -> Iterator[Path]:
+    """Yield a temporary path in ``path``'s folder; on success flush it and rename it to ``path``.
+
+    If the body raises, the temporary file is removed and ``path`` is left as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f"{TEMPORARY_PREFIX}{path.name}-{secrets.token_hex(6)}"
+    try:
+        yield temporary
+        sync_file(temporary, mode)
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync_file(path: Path, mode: int | None = None) -> None:
+    """Flush a file's bytes to disk, setting its mode bits first where ``mode`` is given."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        if mode is not None:
+            os.fchmod(descriptor, mode)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(path: Path) -> None:
+    """Flush a folder's entries, so that a rename in it survives a power loss."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def publish_bytes(path: Path, content: bytes, mode: int = 0o644) -> None:
+    """Publish ``content`` at ``path``."""
+    with publishing(path, mode) as temporary:
+        temporary.write_bytes(content)
+
+
+def publish_json(path: Path, value: Any, mode: int = 0o644) -> None:
+    """Publish ``value`` as JSON with sorted keys: equal values give equal bytes."""
+    publish_bytes(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode(), mode)
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file; ``OSError`` and ``ValueError`` are the caller's to explain."""
+    return json.loads(path.read_bytes())
+
+
+def sha256_file(path: Path) -> str:
+    """The hex sha256 of a file's bytes, read in blocks."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,280 @@
+"""From the configuration to the study: every artifact and every student run, with recipe and key.
+
+A pure computation at parse time: the DAG names artifacts by the keys found here, so a dry run
+already shows what will be reused and what will be generated. Inputs enter a recipe by role.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from angelshare.config import Config, DemoTeacher, GridBlock, PipelineSettings, training_of
+from angelshare.fingerprints import Fingerprints
+from angelshare.recipes import Recipe, make_recipe, recipe_key
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArtifactPlan:
+    """An artifact that the study needs."""
+
+    kind: str
+    key: str
+    recipe: Recipe
+    parts: int
+    inputs: dict[str, ArtifactPlan]
+    """The artifacts it is made from, by role."""
+    name: str
+    """The configuration's entry it comes from: a dataset, a tokenizer or a teacher."""
+    label: str
+    """What it is, for people."""
+
+    def closure(self) -> Iterator[ArtifactPlan]:
+        """This artifact and everything it is made from, inputs first, each once."""
+        seen: dict[str, ArtifactPlan] = {}
+        for upstream in self.inputs.values():
+            seen.update((plan.key, plan) for plan in upstream.closure())
+        yield from seen.values()
+        yield self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunPlan:
+    """A student run."""
+
+    name: str
+    key: str
+    recipe: Recipe
+    pipeline: str
+    student: str
+    dataset: str
+    teacher: str | None
+    seed: int
+    hyperparameters: dict[str, float]
+    """What the grid varies for this run besides its names and seed."""
+    inputs: dict[str, ArtifactPlan]
+    """The artifacts it reads, by role: ``dataset``, ``tokenizer``, ``corpus``, ``logits``."""
+    scores: ArtifactPlan | None
+    """The teacher's own scores, which say what its quality is relative to."""
+
+    def artifacts(self) -> dict[str, ArtifactPlan]:
+        """Every artifact on this run's bill or upstream of it, by key.
+
+        The teacher's evaluation belongs to the bill of the runs that were distilled from it; a
+        baseline that is merely compared with the teacher does not pay for it.
+        """
+        distilled = "corpus" in self.inputs or "logits" in self.inputs
+        direct = [*self.inputs.values(), *([self.scores] if self.scores and distilled else [])]
+        return {plan.key: plan for top in direct for plan in top.closure()}
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """Everything a configuration asks for."""
+
+    artifacts: dict[str, ArtifactPlan] = field(default_factory=dict)
+    """By key."""
+    runs: dict[str, RunPlan] = field(default_factory=dict)
+    """By name."""
+
+
+def plan_study(config: Config) -> Study:
+    """Expand the configuration's grid into artifacts and runs. Reads no artifact."""
+    planner = _Planner(config)
+    study = Study()
+    for block in config.grid:
+        for run in planner.runs(block):
+            study.runs[run.name] = run
+            upstream = [*run.inputs.values(), *([run.scores] if run.scores else [])]
+            for top in upstream:
+                study.artifacts.update((plan.key, plan) for plan in top.closure())
+    return study
+
+
+class _Planner:
+    """Builds plans; equal recipes become one plan."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.fingerprints = Fingerprints(config.results)
+
+    # -- artifacts --------------------------------------------------------------------------------
+
+    def artifact(
+        self,
+        kind: str,
+        name: str,
+        inputs: dict[str, ArtifactPlan],
+        *,
+        parts: int = 1,
+        label: str | None = None,
+        **recipe: Any,
+    ) -> ArtifactPlan:
+        made_from = {role: {"kind": plan.kind, "key": plan.key} for role, plan in inputs.items()}
+        full = make_recipe(kind, inputs=made_from, parts=parts, **recipe)
+        return ArtifactPlan(
+            kind=kind,
+            key=recipe_key(kind, full),
+            recipe=full,
+            parts=parts,
+            inputs=inputs,
+            name=name,
+            label=label or name,
+        )
+
+    def dataset(self, name: str) -> ArtifactPlan:
+        source = self.config.datasets[name]
+        settings = source.model_dump()
+        if source.source == "file":
+            settings["path"] = {"sha256": self.fingerprints.file(source.path)}
+        return self.artifact("dataset", name, {}, source=settings)
+
+    def tokenizer(self, name: str) -> ArtifactPlan:
+        trained = self.config.tokenizers[name]
+        return self.artifact(
+            "tokenizer",
+            name,
+            {},
+            settings=trained.model_dump(exclude={"dataset"}),
+            problems=self.config.datasets[trained.dataset].model_dump(),
+        )
+
+    def teacher(self, name: str) -> tuple[dict[str, ArtifactPlan], dict[str, Any]]:
+        """The teacher as an input artifact, or as plain recipe values when it is pretrained."""
+        teacher = self.config.teachers[name]
+        if isinstance(teacher, DemoTeacher):
+            inputs = {"tokenizer": self.tokenizer(teacher.tokenizer)}
+            model = self.artifact(
+                "model",
+                name,
+                inputs,
+                settings=teacher.demo.model_dump(),
+                problems=self.config.datasets[teacher.dataset].model_dump(),
+            )
+            return {"teacher": model}, {}
+        return {}, {"teacher": self.fingerprints.model(teacher.model, teacher.revision)}
+
+    def rows(self, dataset: str, splits: list[str]) -> int | None:
+        """How many rows the data recipe promises in these splits; None where it takes all."""
+        source = self.config.datasets[dataset]
+        sizes = {"train": source.labelled, "unlabelled": source.unlabelled}
+        counts = [sizes[split] for split in splits]
+        known = [count for count in counts if count is not None]
+        return sum(known) if len(known) == len(counts) else None
+
+    def parts(self, dataset: str, splits: list[str]) -> int:
+        rows = self.rows(dataset, splits)
+        return 1 if rows is None else max(1, math.ceil(rows / self.config.hardware.part_rows))
+
+    def corpus(self, dataset: str, teacher: str) -> ArtifactPlan:
+        splits = ["train", "unlabelled"]
+        inputs, named = self.teacher(teacher)
+        return self.artifact(
+            "corpus",
+            teacher,
+            {**inputs, "sequences": self.dataset(dataset)},
+            parts=self.parts(dataset, splits),
+            label=f"{teacher} answers {dataset}",
+            splits=splits,
+            part_rows=self.config.hardware.part_rows,
+            decoding=self.config.generation.model_dump(),
+            **named,
+        )
+
+    def logits(self, dataset: str, teacher: str, pipeline: PipelineSettings) -> ArtifactPlan:
+        inputs, named = self.teacher(teacher)
+        if pipeline.data == "corpus":
+            sequences = self.corpus(dataset, teacher)
+            splits = ["train", "unlabelled"]
+        else:
+            sequences = self.dataset(dataset)
+            splits = ["train"]
+        return self.artifact(
+            "logits",
+            teacher,
+            {**inputs, "sequences": sequences},
+            parts=self.parts(dataset, splits),
+            label=f"{teacher} on {sequences.label}, top {self.config.capture.top_k}",
+            splits=splits,
+            part_rows=self.config.hardware.part_rows,
+            capture=self.config.capture.model_dump(),
+            **named,
+        )
+
+    def scores(self, dataset: str, teacher: str) -> ArtifactPlan:
+        inputs, named = self.teacher(teacher)
+        return self.artifact(
+            "scores",
+            teacher,
+            {**inputs, "dataset": self.dataset(dataset)},
+            label=f"{teacher} on {dataset}",
+            evaluation=self.config.evaluation.model_dump(),
+            **named,
+        )
+
+    # -- runs -------------------------------------------------------------------------------------
+
+    def runs(self, block: GridBlock) -> Iterator[RunPlan]:
+        """The runs of one grid block, seeds innermost."""
+        losses: list[dict[str, float]] = [{}]
+        if self.config.pipelines[block.pipeline].logits:
+            loss = self.config.loss
+            losses = [
+                {"temperature": float(temperature), "alpha": float(alpha)}
+                for temperature in block.temperature or [loss.temperature]
+                for alpha in block.alpha or [loss.alpha]
+            ]
+        for dataset, student, varied, seed in itertools.product(
+            block.datasets, block.students, losses, block.seeds
+        ):
+            yield self.run(block, dataset, student, varied, seed)
+
+    def run(
+        self, block: GridBlock, dataset: str, student: str, varied: dict[str, float], seed: int
+    ) -> RunPlan:
+        config = self.config
+        pipeline = config.pipelines[block.pipeline]
+        inputs = {"dataset": self.dataset(dataset)}
+        init = config.students[student]
+        named: dict[str, Any] = {}
+        if init.tokenizer is not None:
+            inputs["tokenizer"] = self.tokenizer(init.tokenizer)
+        if pipeline.data == "corpus":
+            inputs["corpus"] = self.corpus(dataset, _needed(block.teacher))
+        if pipeline.logits:
+            inputs["logits"] = self.logits(dataset, _needed(block.teacher), pipeline)
+            named["loss"] = {**config.loss.model_dump(), **varied}
+        recipe = make_recipe(
+            "student",
+            inputs={role: {"kind": p.kind, "key": p.key} for role, p in inputs.items()},
+            init=self.fingerprints.student(init.init),
+            data=pipeline.data,
+            training=training_of(config, block).model_dump(),
+            seed=seed,
+            **named,
+        )
+        key = recipe_key("student", recipe)
+        settings = [f"{name[0].upper()}{value:g}" for name, value in varied.items()]
+        return RunPlan(
+            name="-".join([block.pipeline, student, dataset, *settings, f"s{seed}", key[:8]]),
+            key=key,
+            recipe=recipe,
+            pipeline=block.pipeline,
+            student=student,
+            dataset=dataset,
+            teacher=block.teacher,
+            seed=seed,
+            hyperparameters=varied,
+            inputs=inputs,
+            scores=self.scores(dataset, block.teacher) if block.teacher else None,
+        )
+
+
+def _needed(teacher: str | None) -> str:
+    """The teacher's name; the configuration was checked to have one where it is needed."""
+    if teacher is None:
+        raise TypeError("a pipeline that reads teacher artifacts has no teacher")
+    return teacher

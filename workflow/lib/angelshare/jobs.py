@@ -1,0 +1,267 @@
+"""What every job of the workflow has around it: the checked configuration, an energy window,
+progress lines, and errors that end in one clear message.
+
+Scripts unpack Snakemake's object into plain values and come here; the library never sees it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from angelshare.config import Config, PretrainedTeacher, load_config
+from angelshare.energy import Job, window
+from angelshare.errors import AngelshareError
+from angelshare.grid import ArtifactPlan, RunPlan, Study, plan_study
+from angelshare.store.artifacts import Artifact, ArtifactStore
+
+if TYPE_CHECKING:
+    from angelshare.energy.window import Window
+
+STAGES: dict[str, tuple[str, str]] = {
+    "dataset": ("preprocess", "preprocess"),
+    "tokenizer": ("preprocess", "preprocess"),
+    "model": ("demo_teacher", "teacher"),
+    "logits": ("teacher_logits", "teacher"),
+    "corpus": ("teacher_generation", "teacher"),
+    "scores": ("teacher_evaluate", "teacher"),
+}
+"""Stage and role, in the sidecar's words, of the work on each kind of artifact."""
+
+PROGRESS_EVERY_S = 5.0
+
+
+class Reporter:
+    """Progress lines on the terminal and in the job's log; no more than one every few seconds."""
+
+    def __init__(self, name: str, log: Path) -> None:
+        self.name = name
+        self.log = log
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text("")
+        self._last = 0.0
+
+    def __call__(self, step: int, of: int, text: str = "") -> None:
+        """Say that ``step`` of ``of`` is done, with a remark; the last step is always said."""
+        now = time.monotonic()
+        if step < of and now - self._last < PROGRESS_EVERY_S:
+            return
+        self._last = now
+        self.say(f"{step}/{of} {text}".rstrip())
+
+    def say(self, text: str) -> None:
+        """Write a line to the terminal and the log."""
+        print(f"[{self.name}] {text}", file=sys.stderr, flush=True)
+        with self.log.open("a") as stream:
+            stream.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {text}\n")
+
+
+@dataclass(slots=True, kw_only=True)
+class JobContext:
+    """What the body of a job works with."""
+
+    config: Config
+    study: Study
+    store: ArtifactStore
+    window: Window
+    report: Reporter
+    scratch: Path
+    """A private folder that is gone when the job ends."""
+
+    def rows(self, plan: ArtifactPlan, splits: list[str] | None = None) -> Any:
+        """The sequence table (pyarrow) of a dataset or corpus, with the wanted splits only."""
+        import pyarrow as pa
+
+        from angelshare.data.tables import in_splits, read_table
+
+        table = pa.concat_tables(read_table(path) for path in self.read(plan))
+        return table if splits is None else in_splits(table, splits)
+
+    def read(self, plan: ArtifactPlan) -> list[Path]:
+        """The verified objects of an artifact, noted as inputs of this job."""
+        artifact = self.store.artifact(plan.kind, plan.key)
+        paths = artifact.paths()
+        for path in paths:
+            self.window.read(path, path.name.partition(".")[0], producer=str(artifact))
+        return paths
+
+    @contextmanager
+    def folder(self, plan: ArtifactPlan) -> Iterator[Path]:
+        """A folder with the files of a model or tokenizer artifact under their own names."""
+        artifact = self.store.artifact(plan.kind, plan.key)
+        with artifact.as_folder() as folder:
+            self.window.read(
+                artifact.manifest_path, artifact.manifest().content_sha256, producer=str(artifact)
+            )
+            yield folder
+
+    @contextmanager
+    def teacher(self, plan: ArtifactPlan) -> Iterator[tuple[str, str | None]]:
+        """The folder or hub name of the teacher an artifact is made by, and its revision."""
+        teacher = self.config.teachers[plan.name]
+        if isinstance(teacher, PretrainedTeacher):
+            yield teacher.model, teacher.revision
+        else:
+            with self.folder(plan.inputs["teacher"]) as folder:
+                yield str(folder), None
+
+
+@contextmanager
+def job(
+    *,
+    rule: str,
+    stage: str,
+    role: str,
+    config: Mapping[str, Any],
+    sidecar: str | Path,
+    attempts: Path,
+    log: str | Path,
+    wildcards: Mapping[str, str] | None = None,
+    threads: int = 1,
+    seed: int | None = None,
+    name: str | None = None,
+) -> Iterator[JobContext]:
+    """Run the body of a job inside an energy window.
+
+    Args:
+        config: the workflow's configuration as plain values.
+        sidecar: the job's declared sidecar, written when the body succeeds.
+        attempts: the undeclared folder in which every attempt leaves its record.
+
+    Raises:
+        SystemExit: with status 1 after an `AngelshareError`, whose text was printed.
+    """
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    report = Reporter(name or " ".join([rule, *(wildcards or {}).values()]), Path(log))
+    try:
+        checked = load_config(config)
+        what = Job(
+            rule=rule,
+            stage=stage,
+            role=role,
+            sidecar=Path(sidecar),
+            attempts=attempts,
+            wildcards=dict(wildcards or {}),
+            seed=seed,
+        )
+        with (
+            TemporaryDirectory(prefix="angelshare-") as scratch,
+            window(what, checked.energy, checked.carbon) as opened,
+        ):
+            yield JobContext(
+                config=checked,
+                study=plan_study(checked),
+                store=ArtifactStore(Path(checked.store.root)),
+                window=opened,
+                report=report,
+                scratch=Path(scratch),
+            )
+    except AngelshareError as error:
+        report.say(f"error: {error}")
+        raise SystemExit(1) from error
+    except Exception:
+        report.say(traceback.format_exc())
+        raise
+
+
+class PartJob:
+    """A job that makes one part of a shared artifact, unless the store has it already."""
+
+    def __init__(self, context: JobContext, plan: ArtifactPlan, part: int, receipt: Path) -> None:
+        self.context = context
+        self.plan = plan
+        self.part = part
+        self.artifact: Artifact = context.store.artifact(plan.kind, plan.key)
+        if self.artifact.receipt_path(part).absolute() != receipt.absolute():
+            raise AngelshareError(f"the rule's output {receipt} is not where the store keeps it")
+        self.adopted = self.artifact.adopt(part)
+        if self.adopted:
+            context.report.say(f"{self.artifact} part {part} is already in the store: reused")
+
+    def commit(
+        self,
+        files: Mapping[str, Path],
+        *,
+        rows: int = 0,
+        tokens: int = 0,
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Store what the job made, with the content digests of what it was made from."""
+        inputs = {
+            role: self.context.store.artifact(upstream.kind, upstream.key).manifest().content_sha256
+            for role, upstream in self.plan.inputs.items()
+        }
+        receipt = self.artifact.commit(
+            self.part, files, inputs=inputs, rows=rows, tokens=tokens, facts=facts
+        )
+        for file in receipt.files:
+            path = self.artifact.store.objects.path(file.sha256, file.suffix)
+            self.context.window.made(path, file.sha256, file.bytes)
+
+    def slice(self, table: Any) -> Any:
+        """The rows of a table that belong to this part (pyarrow tables slice without a copy)."""
+        size = self.plan.recipe["part_rows"]
+        start = self.part * size
+        length = table.num_rows - start if self.part == self.plan.parts - 1 else size
+        return table.slice(start, length)
+
+
+@contextmanager
+def part_job(
+    kind: str, key: str, part: str, *, receipt: str, config: Mapping[str, Any], **job_settings: Any
+) -> Iterator[PartJob]:
+    """Run the body of a job that makes part ``part`` of the artifact ``kind``/``key``.
+
+    The body asks ``adopted`` first: where it is set, there is nothing to do.
+    """
+    stage, role = STAGES[kind]
+    attempts = Path(receipt).parent.parent / "attempts"
+    with job(
+        stage=stage,
+        role=role,
+        config=config,
+        attempts=attempts,
+        wildcards={"kind": kind, "key": key, "part": part},
+        **job_settings,
+    ) as context:
+        yield PartJob(context, planned_artifact(context, key), int(part), Path(receipt))
+
+
+def planned_artifact(context: JobContext, key: str) -> ArtifactPlan:
+    """The plan of an artifact.
+
+    Raises:
+        AngelshareError: when the configuration no longer asks for it.
+    """
+    try:
+        return context.study.artifacts[key]
+    except KeyError:
+        raise AngelshareError(
+            f"no artifact of the configuration has the key {key}. "
+            "The configuration changed while the workflow ran: start it again."
+        ) from None
+
+
+def planned_run(context: JobContext, run: str) -> RunPlan:
+    """The plan of a student run.
+
+    Raises:
+        AngelshareError: when the configuration no longer asks for it.
+    """
+    try:
+        return context.study.runs[run]
+    except KeyError:
+        raise AngelshareError(
+            f"no run of the configuration is called {run}. "
+            "The configuration changed while the workflow ran: start it again."
+        ) from None

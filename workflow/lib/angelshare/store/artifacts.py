@@ -1,0 +1,300 @@
+"""Artifacts: recipes made real, in parts, with receipts and a manifest.
+
+On disk an artifact is ``<store>/<kind>/<key>/``:
+
+    manifest.json      what the artifact is; written when every part has its receipt
+    parts/00003.json   a part's receipt: which objects it is, what it was really made from
+    attempts/          one record per attempt of every job that worked on it (append-only)
+    consumers/         one file per student run that read it
+
+Receipts and manifests are deterministic (no time, no host): equal work gives equal bytes. The DAG
+tracks them and never the objects. Readers check every object's digest before they use it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
+
+from pydantic import ConfigDict, Field, ValidationError
+
+from angelshare.errors import AngelshareError
+from angelshare.files import publish_bytes, publish_json
+from angelshare.recipes import digest, recipe_key
+from angelshare.settings import Settings
+from angelshare.store.consumers import Consumer
+from angelshare.store.objects import ObjectStore
+
+Record = TypeVar("Record", bound=Settings)
+
+REPAIR = "Run `angelshare verify --repair`, then the workflow again: it remakes that part alone."
+
+
+class StoredFile(Settings):
+    """One object of a part, under the name it has inside the artifact."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    bytes: int = Field(ge=0)
+
+    @property
+    def suffix(self) -> str:
+        """The object's suffix, without the dot."""
+        return self.name.rpartition(".")[2]
+
+
+class Receipt(Settings):
+    """A part that was committed: its objects and the content they were really made from."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    schema_name: str = Field(default="angelshare/receipt/1", alias="schema")
+    kind: str
+    key: str
+    part: int
+    files: list[StoredFile]
+    rows: int = 0
+    tokens: int = 0
+    facts: dict[str, Any] = {}
+    """What the stage found out and a reader must check (tokenizer digest, vocabulary size)."""
+    inputs: dict[str, str] = {}
+    """Content digest of each input by its role."""
+
+
+class Manifest(Settings):
+    """What a whole artifact is."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    schema_name: str = Field(default="angelshare/manifest/1", alias="schema")
+    kind: str
+    key: str
+    recipe: dict[str, Any]
+    parts: list[Receipt]
+    rows: int
+    tokens: int
+    bytes: int
+    content_sha256: str
+    """Digest over the parts' object digests, in order: equal content, equal digest."""
+
+
+def to_json(model: Settings) -> bytes:
+    """The byte-stable JSON of a receipt, manifest or consumer record."""
+    text = json.dumps(model.model_dump(by_alias=True), indent=1, sort_keys=True, ensure_ascii=False)
+    return (text + "\n").encode()
+
+
+def load(model: type[Record], path: Path) -> Record:
+    """Read and check a JSON record of the store.
+
+    Raises:
+        AngelshareError: when the file is missing, no JSON, or not of the expected form.
+    """
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise AngelshareError(f"{path} cannot be read ({error.strerror}). {REPAIR}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise AngelshareError(f"{path} is damaged: {where}: {first['msg']}. {REPAIR}") from error
+
+
+class ArtifactStore:
+    """A store of artifacts at ``root``, shared by every run and team that points at it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.objects = ObjectStore(root)
+
+    def artifact(self, kind: str, key: str) -> Artifact:
+        """The artifact of this kind and key, whether or not it exists yet."""
+        return Artifact(self, kind, key)
+
+    def artifacts(self) -> Iterator[Artifact]:
+        """Every artifact that has a receipt or manifest, in order of kind and key."""
+        for folder in sorted(self.root.glob("*/*/")):
+            if folder.parent.name != "objects" and (
+                (folder / "parts").is_dir() or (folder / "manifest.json").is_file()
+            ):
+                yield Artifact(self, folder.parent.name, folder.name)
+
+
+class Artifact:
+    """One artifact of a store: reading, committing parts, sealing."""
+
+    def __init__(self, store: ArtifactStore, kind: str, key: str) -> None:
+        self.store = store
+        self.kind = kind
+        self.key = key
+        self.folder = store.root / kind / key
+        self.manifest_path = self.folder / "manifest.json"
+        self.attempts = self.folder / "attempts"
+        self.consumers_folder = self.folder / "consumers"
+
+    def __str__(self) -> str:
+        return f"{self.kind}/{self.key[:12]}"
+
+    def receipt_path(self, part: int) -> Path:
+        """Where the receipt of this part stands."""
+        return self.folder / "parts" / f"{part:05d}.json"
+
+    # -- making ---------------------------------------------------------------------------------
+
+    def adopt(self, part: int) -> Receipt | None:
+        """The part's receipt if the part is already here, its files touched; otherwise None.
+
+        A job asks this before it works, so that a rerun nobody needed costs a moment. A damaged
+        receipt, or one whose objects are gone, counts as absent: the part is made again.
+        """
+        path = self.receipt_path(part)
+        try:
+            receipt = load(Receipt, path)
+        except AngelshareError:
+            return None
+        if (receipt.kind, receipt.key, receipt.part) != (self.kind, self.key, part):
+            return None
+        if not all(self.store.objects.present(f.sha256, f.suffix, f.bytes) for f in receipt.files):
+            return None
+        os.utime(path)
+        return receipt
+
+    def commit(
+        self,
+        part: int,
+        files: Mapping[str, Path],
+        *,
+        inputs: Mapping[str, str],
+        rows: int = 0,
+        tokens: int = 0,
+        facts: Mapping[str, Any] | None = None,
+    ) -> Receipt:
+        """Store a part's files as objects, then publish its receipt: in that order, always.
+
+        Args:
+            files: name inside the artifact -> file that was made.
+            inputs: role -> content digest of what the part was really made from.
+        """
+        stored = []
+        for name in sorted(files):
+            sha256, size = self.store.objects.put(files[name], name.rpartition(".")[2])
+            stored.append(StoredFile(name=name, sha256=sha256, bytes=size))
+        receipt = Receipt(
+            kind=self.kind,
+            key=self.key,
+            part=part,
+            files=stored,
+            rows=rows,
+            tokens=tokens,
+            facts=dict(facts or {}),
+            inputs=dict(inputs),
+        )
+        publish_bytes(self.receipt_path(part), to_json(receipt))
+        return receipt
+
+    def seal(self, recipe: Mapping[str, Any], parts: int) -> Manifest:
+        """Publish the manifest over the receipts of all ``parts``.
+
+        Raises:
+            AngelshareError: when a receipt is missing or damaged, when the recipe is not the one
+                of this key, or when two parts were made from different inputs.
+        """
+        if recipe_key(self.kind, recipe) != self.key:
+            raise AngelshareError(
+                f"{self.folder}: the recipe at hand has key {recipe_key(self.kind, recipe)}. "
+                "The configuration changed while the workflow ran: start it again."
+            )
+        receipts = [load(Receipt, self.receipt_path(part)) for part in range(parts)]
+        made_from = {json.dumps(receipt.inputs, sort_keys=True) for receipt in receipts}
+        if len(made_from) > 1:
+            raise AngelshareError(
+                f"{self.folder}: its parts were made from different inputs "
+                f"({' and '.join(sorted(made_from))}). {REPAIR}"
+            )
+        manifest = Manifest(
+            kind=self.kind,
+            key=self.key,
+            recipe=dict(recipe),
+            parts=receipts,
+            rows=sum(receipt.rows for receipt in receipts),
+            tokens=sum(receipt.tokens for receipt in receipts),
+            bytes=sum(file.bytes for receipt in receipts for file in receipt.files),
+            content_sha256=content_digest(receipts),
+        )
+        publish_bytes(self.manifest_path, to_json(manifest))
+        return manifest
+
+    # -- reading --------------------------------------------------------------------------------
+
+    def manifest(self) -> Manifest:
+        """The manifest, checked against the artifact's key and its own content digest.
+
+        Raises:
+            AngelshareError: when it is missing or damaged.
+        """
+        manifest = load(Manifest, self.manifest_path)
+        if (
+            manifest.kind != self.kind
+            or recipe_key(self.kind, manifest.recipe) != self.key
+            or content_digest(manifest.parts) != manifest.content_sha256
+        ):
+            raise AngelshareError(
+                f"{self.manifest_path} does not describe {self.kind}/{self.key}. {REPAIR}"
+            )
+        return manifest
+
+    def paths(self) -> list[Path]:
+        """The verified objects of a one-file-per-part artifact, in order of parts."""
+        return [
+            self.verified(receipt, file)
+            for receipt in self.manifest().parts
+            for file in receipt.files
+        ]
+
+    def verified(self, receipt: Receipt, file: StoredFile) -> Path:
+        """The path of an object after its digest was checked.
+
+        Raises:
+            AngelshareError: with the file, both digests and the command that repairs it.
+        """
+        fault = self.store.objects.fault(file.sha256, file.suffix, file.bytes)
+        if fault:
+            raise AngelshareError(
+                f"{self.kind} {self.key}, part {receipt.part}, {file.name}: {fault}. {REPAIR}"
+            )
+        return self.store.objects.path(file.sha256, file.suffix)
+
+    @contextmanager
+    def as_folder(self) -> Iterator[Path]:
+        """A temporary folder in which the artifact's files have their own names (as links)."""
+        with TemporaryDirectory(prefix="angelshare-") as name:
+            folder = Path(name)
+            for receipt in self.manifest().parts:
+                for file in receipt.files:
+                    (folder / file.name).symlink_to(self.verified(receipt, file).resolve())
+            yield folder
+
+    # -- consumers ------------------------------------------------------------------------------
+
+    def add_consumer(self, consumer: Consumer) -> None:
+        """Record that a student run read this artifact; once, however often the run is repeated."""
+        path = self.consumers_folder / f"{consumer.id}.json"
+        if not path.exists():
+            publish_json(path, consumer.model_dump())
+
+    def consumers(self) -> list[Consumer]:
+        """Every run, of every team, that read this artifact."""
+        return [load(Consumer, path) for path in sorted(self.consumers_folder.glob("*.json"))]
+
+
+def content_digest(parts: list[Receipt]) -> str:
+    """The digest of an artifact's content: its files' names and digests, part by part."""
+    return digest(
+        "angelshare/content",
+        [[[file.name, file.sha256] for file in receipt.files] for receipt in parts],
+    )

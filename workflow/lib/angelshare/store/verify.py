@@ -1,0 +1,116 @@
+"""Checking a store: every object against its name, every receipt and manifest against the recipe.
+
+Repair takes away what cannot be trusted (the damaged object, the receipts that name it, their
+manifest), so that the next run of the workflow makes exactly those parts again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from angelshare.errors import AngelshareError
+from angelshare.files import TEMPORARY_PREFIX
+from angelshare.store.artifacts import Artifact, ArtifactStore, Receipt, load
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """Something in the store that cannot be trusted."""
+
+    artifact: Artifact
+    part: int | None
+    """The part it concerns; None for the artifact's manifest."""
+    text: str
+    remove: tuple[Path, ...]
+    """What repair takes away, so that the next run makes it again."""
+
+    def __str__(self) -> str:
+        where = "manifest" if self.part is None else f"part {self.part}"
+        consumers = len(list(self.artifact.consumers_folder.glob("*.json")))
+        return (
+            f"{self.artifact.kind} {self.artifact.key}, {where} "
+            f"(read by {consumers} student run{'' if consumers == 1 else 's'}): {self.text}"
+        )
+
+
+def verify(
+    store: ArtifactStore, progress: Callable[[int, int], None] = lambda done, of: None
+) -> list[Fault]:
+    """Read the whole store and list what is damaged or missing.
+
+    Args:
+        progress: called with the artifacts checked so far and their number.
+    """
+    artifacts = list(store.artifacts())
+    faults: list[Fault] = []
+    with ThreadPoolExecutor() as pool:
+        for done, found in enumerate(pool.map(lambda a: list(_check(a)), artifacts), start=1):
+            faults.extend(found)
+            progress(done, len(artifacts))
+    return faults
+
+
+def _check(artifact: Artifact) -> Iterator[Fault]:
+    for path in sorted((artifact.folder / "parts").glob("[0-9]*.json")):
+        if path.name.endswith(".energy.json"):
+            continue
+        part = int(path.name.partition(".")[0])
+        try:
+            receipt = load(Receipt, path)
+            if (receipt.kind, receipt.key, receipt.part) != (artifact.kind, artifact.key, part):
+                raise AngelshareError(f"{path} is the receipt of another part")
+        except AngelshareError as error:
+            yield Fault(
+                artifact=artifact,
+                part=part,
+                text=str(error),
+                remove=(path, artifact.manifest_path),
+            )
+            continue
+        yield from _check_objects(artifact, receipt, path)
+    yield from _check_manifest(artifact)
+
+
+def _check_objects(artifact: Artifact, receipt: Receipt, path: Path) -> Iterator[Fault]:
+    objects = artifact.store.objects
+    for file in receipt.files:
+        fault = objects.fault(file.sha256, file.suffix, file.bytes)
+        if fault:
+            yield Fault(
+                artifact=artifact,
+                part=receipt.part,
+                text=f"{file.name}: {fault}",
+                remove=(objects.path(file.sha256, file.suffix), path, artifact.manifest_path),
+            )
+
+
+def _check_manifest(artifact: Artifact) -> Iterator[Fault]:
+    if not artifact.manifest_path.exists():
+        return
+    try:
+        for receipt in artifact.manifest().parts:
+            path = artifact.receipt_path(receipt.part)
+            if path.exists() and load(Receipt, path) != receipt:
+                raise AngelshareError(f"{artifact.manifest_path} and {path} disagree")
+            if not path.exists():
+                raise AngelshareError(f"{path}, which its manifest lists, is missing")
+    except AngelshareError as error:
+        yield Fault(artifact=artifact, part=None, text=str(error), remove=(artifact.manifest_path,))
+
+
+def repair(faults: list[Fault]) -> int:
+    """Take away everything the faults name; return how many files were removed."""
+    removed = 0
+    for path in dict.fromkeys(path for fault in faults for path in fault.remove):
+        if path.exists():
+            path.unlink()
+            removed += 1
+    return removed
+
+
+def leftovers(store: ArtifactStore) -> list[Path]:
+    """Temporary files that a killed job left behind; never part of an artifact."""
+    return sorted(store.root.rglob(f"{TEMPORARY_PREFIX}*"))

@@ -1,0 +1,153 @@
+"""What happens beside the training loop: early stopping, counting of work, lines of progress.
+
+None keeps state of its own that a kill could lose: stopping is computed from the Trainer's log of
+evaluations and work from its count of tokens, which every checkpoint carries.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from angelshare.errors import AngelshareError
+from angelshare.student.settings import StoppingSettings
+
+Say = Callable[[str], None]
+"""Takes a line of progress."""
+Count = Callable[..., None]
+"""Takes work done as keyword arguments: trained, evaluated (tokens), samples, steps."""
+
+METRIC = "cross_entropy"
+SECONDS_BETWEEN_LINES = 5.0
+
+
+def evaluations(state: TrainerState) -> list[float]:
+    """Validation cross-entropies so far, in order, the one before the first step included."""
+    return [entry[f"eval_{METRIC}"] for entry in state.log_history if f"eval_{METRIC}" in entry]
+
+
+def stale_evaluations(values: Sequence[float], tolerance: float) -> int:
+    """How many of the last values did not fall by more than ``tolerance`` below the last that did.
+
+    Unlike transformers' EarlyStoppingCallback, small steps add up: 1.000, 0.999, 0.998, 0.997 with
+    tolerance 0.002 has fallen by more than it, and is not stale.
+    """
+    reference, stale = math.inf, 0
+    for value in values:
+        if value < reference - tolerance:
+            reference, stale = value, 0
+        else:
+            stale += 1
+    return stale
+
+
+def should_stop(state: TrainerState, settings: StoppingSettings) -> bool:
+    """Whether the evaluations so far exhaust the patience."""
+    return stale_evaluations(evaluations(state), settings.tolerance) >= settings.patience
+
+
+class Stopping(TrainerCallback):
+    """Early stopping on the validation cross-entropy; a loss that is not finite stops with an error."""
+
+    def __init__(self, settings: StoppingSettings) -> None:
+        self.settings = settings
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Stop when patience is exhausted."""
+        if should_stop(state, self.settings):
+            control.should_training_stop = True
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        """Raise ``AngelshareError`` when the training loss is not finite."""
+        if not math.isfinite((logs or {}).get("loss", 0.0)):
+            raise AngelshareError(
+                f"the training loss is not finite at step {state.global_step}: lower "
+                "optimizer.learning_rate or raise warmup_steps"
+            )
+
+
+class Bookkeeping(TrainerCallback):
+    """Reports work as it is done: trained tokens (padding excluded), samples, steps, evaluated tokens."""
+
+    def __init__(self, count: Count, train_rows: int, validation_tokens: int) -> None:
+        self.count, self.train_rows, self.validation_tokens = count, train_rows, validation_tokens
+        self.tokens = self.samples = 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Start from what an earlier attempt has already reported."""
+        self.tokens, self.samples = state.num_input_tokens_seen, self._samples(state)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Report one optimizer step."""
+        tokens, samples = state.num_input_tokens_seen, self._samples(state)
+        self.count(trained=tokens - self.tokens, samples=samples - self.samples, steps=1)
+        self.tokens, self.samples = tokens, samples
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Report one pass over the validation split."""
+        self.count(evaluated=self.validation_tokens)
+
+    def _samples(self, state: TrainerState) -> int:
+        return round((state.epoch or 0) * self.train_rows)
+
+
+class Progress(TrainerCallback):
+    """At most one line every five seconds, and one at the end."""
+
+    def __init__(self, say: Say) -> None:
+        self.say = say
+        self.started = self.spoken = time.monotonic()
+        self.first_step = 0
+        self.losses: dict[str, float] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Remember where this attempt begins."""
+        self.started, self.first_step = time.monotonic(), state.global_step
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        """Say step, losses and the time left, if the last line is old enough."""
+        names = {"loss": "loss", f"eval_{METRIC}": "validation"}
+        self.losses |= {names[key]: value for key, value in (logs or {}).items() if key in names}
+        if time.monotonic() - self.spoken >= SECONDS_BETWEEN_LINES:
+            self._line(state)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Say how it ended."""
+        self._line(state)
+
+    def _line(self, state: TrainerState) -> None:
+        self.spoken = time.monotonic()
+        done = state.global_step - self.first_step
+        left = (self.spoken - self.started) / max(done, 1) * (state.max_steps - state.global_step)
+        losses = ", ".join(f"{name} {value:.4f}" for name, value in self.losses.items())
+        self.say(f"step {state.global_step}/{state.max_steps}, {losses}, {left:.0f} s left")

@@ -1,0 +1,174 @@
+"""Training data as tensors: encoded conversations, with the teacher's cached targets where there are.
+
+A row is checked against the cache when it is opened: the digest of its token ids and target marks
+must be the one that the teacher's pass recorded, or the run stops. Batches are padded on the right
+(a causal model never sees what follows, so padding changes nothing) and labels are -100 off target.
+The teacher's targets of a batch are flattened over rows, in the order in which
+`losses.target_logits` picks positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from angelshare.data.sequences import Encoded, EncodedRow, encode_table
+from angelshare.errors import AngelshareError
+from angelshare.student.losses import IGNORED, grid_index
+from angelshare.teacher.cache import LogitCache
+
+Batch = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherTargets:
+    """A teacher's k best tokens at a sequence's n targets."""
+
+    token_ids: np.ndarray
+    """int32 [n, k]."""
+    logits: np.ndarray
+    """float32 [n, k], log-probabilities at temperature 1."""
+    log_partition: np.ndarray
+    """float32 [n], at the temperature of the loss."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One sequence: ids and target marks, and what the teacher said at its targets."""
+
+    encoded: Encoded
+    teacher: TeacherTargets | None
+
+
+class EncodedDataset(Dataset[Example]):
+    """The rows of a sequence table that have targets, in table order.
+
+    ``dropped`` counts the rows without any (no answer, or an answer beyond ``max_length``).
+    """
+
+    def __init__(
+        self, table: pa.Table, tokenizer: PreTrainedTokenizerBase, max_length: int
+    ) -> None:
+        """Encode ``table``; ``AngelshareError`` when no row has a target."""
+        self.rows: list[EncodedRow] = encode_table(table, tokenizer, max_length)
+        self.dropped = table.num_rows - len(self.rows)
+        if not self.rows:
+            raise AngelshareError(
+                f"none of {table.num_rows} rows has an assistant token within {max_length} tokens: "
+                "check the split and max_length"
+            )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Example:
+        return Example(self.rows[index].encoded, None)
+
+
+class DistilledDataset(EncodedDataset):
+    """Encoded rows with the cached distribution of a teacher that read exactly these tokens."""
+
+    def __init__(
+        self,
+        table: pa.Table,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        cache: LogitCache,
+        temperature: float,
+    ) -> None:
+        """Encode ``table`` and align every row with ``cache``.
+
+        ``AngelshareError`` when a row is not in the cache or was other tokens there, when the
+        vocabularies differ, or when ``temperature`` is not one of the cache's grid.
+        """
+        self.column = grid_index(temperature, cache.info.temperatures)
+        super().__init__(table, tokenizer, max_length)
+        if cache.info.vocab_size != len(tokenizer):
+            raise AngelshareError(
+                f"the logit cache ranges over {cache.info.vocab_size} tokens, the student's "
+                f"tokenizer has {len(tokenizer)}: token ids mean different things on the two "
+                "sides. Use the teacher's tokenizer, or distil from a synthetic corpus instead"
+            )
+        self.cache = cache
+        self._cache_rows = _aligned(self.rows, cache, max_length)
+
+    def __getitem__(self, index: int) -> Example:
+        cached = self.cache.row(self._cache_rows[index])
+        teacher = TeacherTargets(
+            token_ids=cached.token_ids,
+            logits=cached.logits,
+            log_partition=cached.log_partition[:, self.column],
+        )
+        return Example(self.rows[index].encoded, teacher)
+
+
+def _aligned(rows: Sequence[EncodedRow], cache: LogitCache, max_length: int) -> list[int]:
+    """The cache row of each row; ``AngelshareError`` names the first that is missing or differs."""
+    cached = [cache.row(number) for number in range(len(cache))]
+    places = {row.id: (number, row.tokens_sha256) for number, row in enumerate(cached)}
+    if len(places) != len(cached):
+        raise AngelshareError(
+            "the logit cache's parts hold a row id twice; they do not belong together"
+        )
+    found = []
+    for row_id, encoded in rows:
+        if row_id not in places:
+            raise AngelshareError(
+                f"row {row_id!r} is not in the logit cache ({len(cached)} rows): the cache was made "
+                "from another table. Capture the logits of the table that the student trains on"
+            )
+        number, digest = places[row_id]
+        if digest != encoded.sha256:
+            raise AngelshareError(
+                f"row {row_id!r}: the cache was made from other tokens. Its digest of ids and targets "
+                f"is {digest.hex()}, the student's is {encoded.sha256.hex()}. Tokenizer, chat "
+                f"template, messages and max_length (here {max_length}) must be the teacher's; "
+                "otherwise capture anew"
+            )
+        found.append(number)
+    return found
+
+
+def collator(pad_id: int) -> Callable[[Sequence[Example]], Batch]:
+    """A function from examples to a batch.
+
+    ``input_ids``, ``attention_mask`` and ``labels`` are int64 [B, L]; where examples carry a teacher,
+    ``teacher_ids`` int64 [T, k], ``teacher_logits`` float32 [T, k] and ``teacher_log_partition``
+    float32 [T] follow, T being the batch's target positions.
+    """
+
+    def collate(examples: Sequence[Example]) -> Batch:
+        batch = _padded([example.encoded for example in examples], pad_id)
+        teachers = [example.teacher for example in examples if example.teacher is not None]
+        if teachers:
+            batch["teacher_ids"] = _flat([t.token_ids for t in teachers]).long()
+            batch["teacher_logits"] = _flat([t.logits for t in teachers])
+            batch["teacher_log_partition"] = _flat([t.log_partition for t in teachers])
+        return batch
+
+    return collate
+
+
+def _flat(arrays: Sequence[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.concatenate(arrays))
+
+
+def _padded(sequences: Sequence[Encoded], pad_id: int) -> Batch:
+    shape = (len(sequences), max(len(s.input_ids) for s in sequences))
+    input_ids, labels = np.full(shape, pad_id), np.full(shape, IGNORED)
+    attention_mask = np.zeros(shape, dtype=np.int64)
+    for row, sequence in enumerate(sequences):
+        length = len(sequence.input_ids)
+        input_ids[row, :length] = sequence.input_ids
+        attention_mask[row, :length] = 1
+        labels[row, :length] = np.where(sequence.targets, sequence.input_ids, IGNORED)
+    arrays = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}

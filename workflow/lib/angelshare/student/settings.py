@@ -1,0 +1,120 @@
+"""Settings of the student stage: where weights come from, what the loss is, how training runs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from angelshare.settings import Settings
+
+
+class ScratchStudent(Settings):
+    """A student of the OLMo-2 architecture with random weights, tied embeddings."""
+
+    hidden_size: int = Field(gt=0)
+    """Width of the residual stream."""
+    layers: int = Field(gt=0)
+    """Transformer blocks."""
+    heads: int = Field(gt=0)
+    """Attention heads; must divide ``hidden_size`` into an even number of dimensions each."""
+    intermediate_size: int = Field(gt=0)
+    """Width of the feed-forward layer."""
+
+    @model_validator(mode="after")
+    def _whole_heads(self) -> ScratchStudent:
+        if self.hidden_size % (2 * self.heads):
+            raise ValueError(
+                f"such that hidden_size is a multiple of twice the heads (got hidden_size "
+                f"{self.hidden_size}, heads {self.heads})"
+            )
+        return self
+
+
+class PretrainedStudent(Settings):
+    """A causal language model in a local folder or on the Hugging Face hub."""
+
+    model: str = Field(min_length=1)
+    """Hub name (``allenai/OLMo-2-0425-1B``) or a local folder."""
+    revision: str | None = None
+    """The hub commit; required for hub names, so that the recipe says which weights it means."""
+
+
+def _origin(value: object) -> str:
+    named = "model" in value if isinstance(value, dict) else hasattr(value, "model")
+    return "pretrained" if named else "scratch"
+
+
+StudentInit = Annotated[
+    Annotated[ScratchStudent, Tag("scratch")] | Annotated[PretrainedStudent, Tag("pretrained")],
+    Discriminator(_origin),
+]
+"""Where a student's first weights come from: a shape, or a model that exists."""
+
+
+class LossSettings(Settings):
+    """The distillation loss: alpha · CE + (1 − alpha) · T² · KL(teacher ‖ student) at temperature T."""
+
+    alpha: float = Field(default=0.5, ge=0, le=1)
+    """Weight of the cross-entropy on the hard labels; the teacher's divergence has the rest."""
+    temperature: float = Field(default=1.0, gt=0)
+    """T of both distributions; one of the logit cache's grid."""
+    divergence: Literal["tail_bucket", "truncated"] = "tail_bucket"
+    """``tail_bucket`` counts the mass outside the top k as one more outcome: a true divergence.
+    ``truncated`` leaves it out, as the paper does: it can be negative, and it pulls a student that
+    already equals the teacher away from it. Kept for comparison."""
+
+
+class OptimizerSettings(Settings):
+    """What turns gradients into steps."""
+
+    name: Literal["adafactor", "adamw", "muon"] = "adafactor"
+    """``adafactor`` without relative steps or parameter scaling, the paper's; ``adamw``; or ``muon``
+    on the matrices of the blocks with AdamW on embeddings and norms."""
+    learning_rate: float = Field(default=5e-5, gt=0)
+    """Peak learning rate; of the matrices for ``muon``."""
+    adamw_learning_rate: float = Field(default=4e-3, gt=0)
+    """Peak learning rate of what ``muon`` leaves to AdamW; unused otherwise."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled decay of the matrices, as a fraction of the learning rate."""
+
+
+class StoppingSettings(Settings):
+    """When training ends before its last step."""
+
+    tolerance: float = Field(default=2e-3, ge=0)
+    """Validation cross-entropy (nats per target token) must fall by more than this below the last
+    value that did so, or the evaluation counts against ``patience``."""
+    patience: int = Field(default=3, gt=0)
+    """Evaluations in a row without such an improvement after which training stops."""
+
+
+class TrainingSettings(Settings):
+    """How every student is trained, whatever the pipeline."""
+
+    max_steps: int = Field(default=1000, gt=0)
+    """Optimizer steps of the whole schedule."""
+    max_epochs: float | None = Field(default=None, gt=0)
+    """Passes over the training data after which the schedule ends if ``max_steps`` comes later."""
+    warmup_steps: int = Field(default=100, ge=0)
+    """Steps of linear warm-up before the cosine that ends at zero; at most half the schedule."""
+    batch_size: int = Field(default=4, gt=0)
+    """Sequences of one forward pass."""
+    accumulation: int = Field(default=16, gt=0)
+    """Forward passes of one optimizer step; the loss is divided by the target tokens of all."""
+    eval_batch_size: int = Field(default=1, gt=0)
+    """Sequences of one forward pass on the validation split; the metric does not depend on it."""
+    eval_every: int = Field(default=100, gt=0)
+    """Optimizer steps between evaluations; each leaves a checkpoint to resume from."""
+    max_length: int = Field(default=1024, gt=1)
+    """Tokens of a sequence; longer ones are cut on the right."""
+    clip_norm: float = Field(default=1.0, gt=0)
+    """Largest norm of the gradient."""
+    precision: Literal["auto", "float32"] = "auto"
+    """``auto`` computes in bfloat16 where the GPU has it; weights and loss stay in float32."""
+    gradient_checkpointing: bool = False
+    """Whether activations are computed again in the backward pass, to save memory."""
+    optimizer: OptimizerSettings = OptimizerSettings()
+    """The optimizer."""
+    stopping: StoppingSettings = StoppingSettings()
+    """Early stopping."""

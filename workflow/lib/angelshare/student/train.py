@@ -1,0 +1,289 @@
+"""Training a student: one code path for every pipeline; only data and loss differ.
+
+The loop is transformers' Trainer. Each pass adds its loss **sum** divided by the target tokens of the
+whole optimizer step, so that 4 × 16 accumulated passes and one of 64 give the same gradient. The
+metric that decides about stopping and the best checkpoint is the same for all pipelines: the
+cross-entropy of the validation split's hard labels, in nats per target token, summed over all
+tokens before it is divided.
+
+Checkpoints go to a folder that is no declared output; a killed run that starts again continues from
+the newest whole one and ends with the same model as an uninterrupted run.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerState,
+    TrainingArguments,
+)
+
+from angelshare.errors import AngelshareError
+from angelshare.recipes import digest
+from angelshare.student.callbacks import (
+    METRIC,
+    Bookkeeping,
+    Count,
+    Progress,
+    Say,
+    Stopping,
+    evaluations,
+    should_stop,
+)
+from angelshare.student.checkpoints import checkpoint_of, newest_checkpoint, read_state
+from angelshare.student.dataset import DistilledDataset, EncodedDataset, collator
+from angelshare.student.models import (
+    load_model,
+    load_tokenizer,
+    make_student,
+    pad_token_id,
+    publish_model,
+)
+from angelshare.student.optimizers import make_optimizer
+from angelshare.student.settings import (
+    LossSettings,
+    PretrainedStudent,
+    ScratchStudent,
+    TrainingSettings,
+)
+from angelshare.student.trainer import StudentTrainer, mean_cross_entropy
+from angelshare.teacher.cache import LogitCache
+
+LOGS_PER_EVALUATION = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainRequest:
+    """Everything that decides a student, and where it goes."""
+
+    init: ScratchStudent | PretrainedStudent
+    training: TrainingSettings
+    loss: LossSettings
+    """Used only where there is a ``cache``."""
+    tokenizer: Path | str
+    """Folder or hub name."""
+    train: pa.Table
+    """Sequence table; all of its rows are trained on."""
+    validation: pa.Table
+    """Sequence table of the validation split."""
+    cache: Sequence[Path] = ()
+    """Part files of the logit cache over ``train``, in order; none: hard labels alone."""
+    seed: int
+    """Decides first weights and the order of the data."""
+    out: Path
+    """Folder of the finished model."""
+    checkpoints: Path
+    """Folder to resume from; removed once ``out`` is there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainResult:
+    """What came out, as plain values."""
+
+    steps: int
+    """Optimizer steps made."""
+    best_step: int
+    """The step whose weights were kept."""
+    cross_entropy: float
+    """Validation cross-entropy of the kept weights, nats per target token."""
+    untrained_cross_entropy: float
+    """The same before the first step."""
+    stopped_early: bool
+    """Whether patience ran out before the schedule did."""
+    parameters: int
+    """Weights, tied ones once."""
+    trained_tokens: int
+    """Tokens that went through training passes, prompts included, padding excluded."""
+    train_rows: int
+    """Sequences trained on."""
+    dropped_rows: int
+    """Training rows without a target within ``max_length``."""
+    history: list[dict[str, float]]
+    """By step: train_loss, learning_rate, gradient_norm and, where evaluated, cross_entropy."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def train_student(request: TrainRequest, progress: Say, count: Count) -> TrainResult:
+    """Train, keep the best weights by validation cross-entropy and publish them as ``request.out``.
+
+    Deterministic on one machine for a given number of threads. Raises ``AngelshareError`` for data
+    that does not fit the cache, the tokenizer or the settings, and for a loss that is not finite.
+    """
+    tokenizer = load_tokenizer(request.tokenizer)
+    train, validation = _datasets(request, tokenizer)
+    max_steps = _max_steps(request.training, len(train))
+    model = make_student(request.init, tokenizer, request.training.max_length, request.seed)
+    resume = newest_checkpoint(request.checkpoints, _request_digest(request, train, validation))
+    state = read_state(resume) if resume else None
+    if state is None or not (
+        state.global_step >= max_steps or should_stop(state, request.training.stopping)
+    ):
+        if state:
+            progress(f"resuming from step {state.global_step} of {max_steps}")
+        trainer = _trainer(request, tokenizer, model, (train, validation), max_steps)
+        trainer.args.eval_on_start = resume is None
+        trainer.add_callback(Bookkeeping(count, len(train), _tokens(validation)))
+        trainer.add_callback(Progress(progress))
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        state = trainer.state
+    best = load_model(checkpoint_of(request.checkpoints, state.best_global_step))
+    publish_model(best, tokenizer, request.out)
+    shutil.rmtree(request.checkpoints)
+    return _result(state, best, train, max_steps)
+
+
+def _datasets(
+    request: TrainRequest, tokenizer: PreTrainedTokenizerBase
+) -> tuple[EncodedDataset, EncodedDataset]:
+    """Training and validation rows; the latter by length, so that batches hold little padding."""
+    length = request.training.max_length
+    validation = EncodedDataset(request.validation, tokenizer, length)
+    validation.rows.sort(key=lambda row: len(row.encoded.input_ids))
+    if not request.cache:
+        return EncodedDataset(request.train, tokenizer, length), validation
+    cache = LogitCache(request.cache)
+    temperature = request.loss.temperature
+    return DistilledDataset(request.train, tokenizer, length, cache, temperature), validation
+
+
+def _tokens(dataset: EncodedDataset) -> int:
+    return sum(len(row.encoded.input_ids) for row in dataset.rows)
+
+
+def _max_steps(training: TrainingSettings, rows: int) -> int:
+    steps = training.max_steps
+    if training.max_epochs is not None:
+        passes = math.ceil(rows / training.batch_size)
+        steps_per_epoch = math.ceil(passes / training.accumulation)
+        steps = min(steps, math.ceil(training.max_epochs * steps_per_epoch))
+    if training.warmup_steps >= steps:
+        raise AngelshareError(
+            f"warmup_steps is {training.warmup_steps}, the whole schedule has {steps} steps over "
+            f"{rows} rows: lower warmup_steps, or raise max_steps or max_epochs"
+        )
+    return steps
+
+
+def _request_digest(
+    request: TrainRequest, train: EncodedDataset, validation: EncodedDataset
+) -> str:
+    """What checkpoints belong to: settings, seed, every row's tokens, and the teacher's if any."""
+    return digest(
+        "angelshare/training",
+        {
+            "init": request.init.model_dump(),
+            "training": request.training.model_dump(),
+            "loss": request.loss.model_dump() if request.cache else None,
+            "cache": [path.name for path in request.cache],
+            "seed": request.seed,
+            "train": [row.encoded.sha256.hex() for row in train.rows],
+            "validation": [row.encoded.sha256.hex() for row in validation.rows],
+        },
+    )
+
+
+def _trainer(
+    request: TrainRequest,
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    datasets: tuple[EncodedDataset, EncodedDataset],
+    max_steps: int,
+) -> StudentTrainer:
+    trainer = StudentTrainer(
+        model=model,
+        args=_arguments(request, max_steps),
+        train_dataset=datasets[0],
+        eval_dataset=datasets[1],
+        data_collator=collator(pad_token_id(tokenizer)),
+        compute_metrics=mean_cross_entropy,
+        optimizers=(make_optimizer(model, request.training.optimizer), None),
+        callbacks=[Stopping(request.training.stopping)],
+        loss=request.loss,
+        vocab_size=len(tokenizer),
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _arguments(request: TrainRequest, max_steps: int) -> TrainingArguments:
+    training = request.training
+    every = training.eval_every
+    log_every = next(every // n for n in range(LOGS_PER_EVALUATION, 0, -1) if every % n == 0)
+    on_gpu = torch.cuda.is_available()
+    return TrainingArguments(
+        output_dir=str(request.checkpoints),
+        max_steps=max_steps,
+        warmup_steps=training.warmup_steps,
+        lr_scheduler_type="cosine",
+        learning_rate=training.optimizer.learning_rate,
+        per_device_train_batch_size=training.batch_size,
+        gradient_accumulation_steps=training.accumulation,
+        per_device_eval_batch_size=training.eval_batch_size,
+        max_grad_norm=training.clip_norm,
+        bf16=training.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported(),
+        gradient_checkpointing=training.gradient_checkpointing,
+        eval_strategy="steps",
+        eval_steps=every,
+        save_strategy="steps",
+        save_steps=every,
+        save_total_limit=1,
+        metric_for_best_model=METRIC,
+        greater_is_better=False,
+        logging_steps=log_every,
+        logging_nan_inf_filter=False,
+        include_num_input_tokens_seen="non_padding",
+        seed=request.seed,
+        data_seed=request.seed,
+        dataloader_pin_memory=on_gpu,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        report_to="none",
+        log_level="error",
+    )
+
+
+def _result(
+    state: TrainerState, model: PreTrainedModel, train: EncodedDataset, max_steps: int
+) -> TrainResult:
+    return TrainResult(
+        steps=state.global_step,
+        best_step=state.best_global_step,
+        cross_entropy=state.best_metric,
+        untrained_cross_entropy=evaluations(state)[0],
+        stopped_early=state.global_step < max_steps,
+        parameters=model.num_parameters(),
+        trained_tokens=state.num_input_tokens_seen,
+        train_rows=len(train),
+        dropped_rows=train.dropped,
+        history=history(state),
+    )
+
+
+def history(state: TrainerState) -> list[dict[str, float]]:
+    """The Trainer's log by step, in plain names."""
+    names = {
+        "loss": "train_loss",
+        "learning_rate": "learning_rate",
+        "grad_norm": "gradient_norm",
+        f"eval_{METRIC}": METRIC,
+    }
+    steps: dict[int, dict[str, float]] = {}
+    for entry in state.log_history:
+        values = {name: float(entry[key]) for key, name in names.items() if key in entry}
+        if values:
+            steps.setdefault(entry["step"], {"step": entry["step"]}).update(values)
+    return [steps[step] for step in sorted(steps)]

@@ -1,0 +1,241 @@
+"""The demo teacher: a small OLMo-2 that learns word problems in about two CPU-minutes.
+
+It stands in for a downloaded teacher where no hub can be reached. Muon (momentum orthogonalised by
+Newton-Schulz steps, https://kellerjordan.github.io/posts/muon/) on the layers' matrices is decisive:
+with AdamW alone the same tokens give a quarter of the exact matches. One seed and one thread count
+give one teacher.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import (
+    GenerationConfig,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from angelshare.data.problems import Problem, teacher_problems
+from angelshare.data.sequences import Encoded, encode
+from angelshare.data.settings import TokenizerSettings, WordProblems
+from angelshare.data.tokenizer import save_tokenizer, train_tokenizer
+from angelshare.errors import AngelshareError
+from angelshare.files import publishing
+from angelshare.teacher.models import save_model
+from angelshare.teacher.settings import DemoTeacher
+
+Progress = Callable[[int, int, str], None]
+CHECKPOINT = "checkpoint.pt"
+TOKENIZER_PROBLEMS = 4000
+BATCHES_SORTED_TOGETHER = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoTeacherStats:
+    """What training did."""
+
+    steps: int
+    """Optimizer steps in all, those before a resume included."""
+    trained_tokens: int
+    """Tokens trained on in this call, without padding."""
+    last_loss: float
+    """Weighted cross-entropy of the last batch, in nats."""
+
+
+def train_demo_teacher(
+    settings: DemoTeacher,
+    problems: WordProblems,
+    tokenizer: TokenizerSettings,
+    out: Path,
+    *,
+    checkpoints: Path,
+    progress: Progress,
+    count: Callable[..., None],
+) -> DemoTeacherStats:
+    """Train and write a Hugging Face folder (weights, config, tokenizer) to ``out``.
+
+    ``checkpoints`` is a private folder: a run that finds its own checkpoint there goes on from it.
+    ``count(trained=…)`` receives tokens without padding.
+    """
+    sample = teacher_problems(problems, settings.problems)
+    texts = (text for problem in sample[:TOKENIZER_PROBLEMS] for text in problem)
+    trained_tokenizer = train_tokenizer(texts, tokenizer.vocab_size, settings.max_length)
+    sequences = [_encode(trained_tokenizer, problem, settings.max_length) for problem in sample]
+    model = _new_model(settings, trained_tokenizer)
+    stats = _train(model, sequences, settings, checkpoints, progress, count)
+    save_model(model, out)
+    save_tokenizer(trained_tokenizer, out)
+    return stats
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, problem: Problem, max_length: int) -> Encoded:
+    encoded = encode(
+        tokenizer,
+        [
+            {"role": "user", "content": problem.question},
+            {"role": "assistant", "content": problem.answer},
+        ],
+        max_length,
+    )
+    if encoded is None:
+        raise AngelshareError(
+            f"demo_teacher.max_length {max_length} leaves nothing of an answer; raise it"
+        )
+    return encoded
+
+
+def _new_model(settings: DemoTeacher, tokenizer: PreTrainedTokenizerBase) -> Olmo2ForCausalLM:
+    config = Olmo2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=settings.hidden_size,
+        intermediate_size=settings.intermediate_size,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        max_position_embeddings=settings.max_length,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        dtype="float32",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        model = Olmo2ForCausalLM(config)
+    model.generation_config = GenerationConfig(
+        bos_token_id=config.bos_token_id,
+        eos_token_id=config.eos_token_id,
+        pad_token_id=config.pad_token_id,
+    )
+    return model
+
+
+def _train(
+    model: PreTrainedModel,
+    sequences: Sequence[Encoded],
+    settings: DemoTeacher,
+    checkpoints: Path,
+    progress: Progress,
+    count: Callable[..., None],
+) -> DemoTeacherStats:
+    optimizers = _optimizers(model, settings)
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _lr_factor(step, settings))
+        for optimizer in optimizers
+    ]
+    parts = [model, *optimizers, *schedules]
+    done = _resume(checkpoints / CHECKPOINT, settings, parts)
+    batches = _batches([len(s.input_ids) for s in sequences], settings)
+    trained, loss = 0, torch.zeros(())
+    model.train()
+    for step in range(done, settings.steps):
+        ids_BT, weights_BT = _pad([sequences[i] for i in batches[step]], settings)
+        loss = _weighted_loss(model, ids_BT, weights_BT)
+        loss.backward()
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+        tokens = sum(len(sequences[i].input_ids) for i in batches[step])
+        trained += tokens
+        count(trained=tokens)
+        progress(step + 1, settings.steps, f"loss {loss.item():.3f}")
+        if (step + 1) % settings.checkpoint_steps == 0 and step + 1 < settings.steps:
+            _checkpoint(checkpoints / CHECKPOINT, step + 1, settings, parts)
+    return DemoTeacherStats(
+        steps=settings.steps, trained_tokens=trained, last_loss=float(loss.item())
+    )
+
+
+def _optimizers(model: PreTrainedModel, settings: DemoTeacher) -> list[torch.optim.Optimizer]:
+    matrices: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        inside = parameter.ndim == 2 and ".layers." in name
+        (matrices if inside else others).append(parameter)
+    return [
+        torch.optim.Muon(matrices, lr=settings.matrix_lr, momentum=0.95, weight_decay=0.0),
+        torch.optim.AdamW(others, lr=settings.other_lr, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+
+
+def _lr_factor(step: int, settings: DemoTeacher) -> float:
+    """Linear warm-up, then linear decay that would reach zero one step after the last."""
+    if step < settings.warmup_steps:
+        return (step + 1) / (settings.warmup_steps + 1)
+    return max(0.0, (settings.steps - step) / max(1, settings.steps - settings.warmup_steps))
+
+
+def _batches(lengths: Sequence[int], settings: DemoTeacher) -> list[list[int]]:
+    """Row numbers of every step's batch: epochs in seeded order, alike lengths together.
+
+    Sixteen batches' worth of shuffled rows are sorted by length and cut, so a batch has little
+    padding and the sequence of batches stays random.
+    """
+    draw = random.Random(f"demo teacher/{settings.seed}")
+    batches: list[list[int]] = []
+    pool = settings.batch_size * BATCHES_SORTED_TOGETHER
+    while len(batches) < settings.steps:
+        order = list(range(len(lengths)))
+        draw.shuffle(order)
+        epoch = []
+        for begin in range(0, len(order), pool):
+            rows = sorted(order[begin : begin + pool], key=lambda row: lengths[row])
+            epoch += [
+                rows[i : i + settings.batch_size] for i in range(0, len(rows), settings.batch_size)
+            ]
+        draw.shuffle(epoch)
+        batches += epoch
+    return batches[: settings.steps]
+
+
+def _pad(rows: Sequence[Encoded], settings: DemoTeacher) -> tuple[Tensor, Tensor]:
+    """Ids [B, T], padded right by 0, and loss weights [B, T] (0 on padding and on token 0)."""
+    width = max(len(row.input_ids) for row in rows)
+    ids_BT = torch.zeros(len(rows), width, dtype=torch.long)
+    weights_BT = torch.zeros(len(rows), width)
+    for index, row in enumerate(rows):
+        length = len(row.input_ids)
+        ids_BT[index, :length] = torch.tensor(row.input_ids)
+        targets = torch.tensor(row.targets)
+        weights_BT[index, :length] = torch.where(targets, 1.0, settings.question_weight)
+    weights_BT[:, 0] = 0.0
+    return ids_BT, weights_BT
+
+
+def _weighted_loss(model: PreTrainedModel, ids_BT: Tensor, weights_BT: Tensor) -> Tensor:
+    """Cross-entropy of each token given those before it, averaged with its weight, in nats."""
+    logits_BTV = model(input_ids=ids_BT, use_cache=False).logits[:, :-1]
+    losses = cross_entropy(logits_BTV.flatten(0, 1), ids_BT[:, 1:].flatten(), reduction="none")
+    weights = weights_BT[:, 1:].flatten()
+    return (losses * weights).sum() / weights.sum()
+
+
+def _checkpoint(path: Path, step: int, settings: DemoTeacher, parts: Sequence) -> None:
+    state = {
+        "step": step,
+        "settings": settings.model_dump_json(),
+        "parts": [part.state_dict() for part in parts],
+    }
+    with publishing(path) as temporary:
+        torch.save(state, temporary)
+
+
+def _resume(path: Path, settings: DemoTeacher, parts: Sequence) -> int:
+    """Load a checkpoint of these very settings into ``parts``; the number of steps it had done."""
+    if not path.is_file():
+        return 0
+    state = torch.load(path, weights_only=True)
+    if state["settings"] != settings.model_dump_json():
+        return 0
+    for part, saved in zip(parts, state["parts"], strict=True):
+        part.load_state_dict(saved)
+    return int(state["step"])

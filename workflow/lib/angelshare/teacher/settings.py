@@ -1,0 +1,89 @@
+"""Settings of the teacher's stages: the demo teacher, logit capture and generation."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from angelshare.settings import Settings
+
+
+class DemoTeacher(Settings):
+    """A small OLMo-2 trained here on word problems of its own, where no hub can be reached."""
+
+    seed: int = Field(default=0, ge=0)
+    """Decides the initial weights and the order of the problems."""
+    problems: int = Field(default=20000, gt=0)
+    """Different training problems, none of them in the dataset."""
+    steps: int = Field(default=400, gt=0)
+    """Optimizer steps."""
+    batch_size: int = Field(default=48, gt=0)
+    """Problems per step."""
+    hidden_size: int = Field(default=128, gt=0, multiple_of=8)
+    """Width of the residual stream."""
+    intermediate_size: int = Field(default=344, gt=0)
+    """Width of the gated feed-forward block."""
+    layers: int = Field(default=4, gt=0)
+    """Decoder layers."""
+    heads: int = Field(default=4, gt=0)
+    """Attention heads."""
+    max_length: int = Field(default=128, gt=16)
+    """Positions of the model, and tokens a problem may take."""
+    matrix_lr: float = Field(default=0.02, gt=0)
+    """Muon's peak learning rate, for the layers' matrices."""
+    other_lr: float = Field(default=4e-3, gt=0)
+    """AdamW's peak learning rate, for the embedding and the norms."""
+    warmup_steps: int = Field(default=20, ge=0)
+    """Steps of linear warm-up; a linear decay to zero follows."""
+    question_weight: float = Field(default=0.25, ge=0, le=1)
+    """Weight of the question's tokens in the loss; the answer's weigh 1."""
+    checkpoint_steps: int = Field(default=100, gt=0)
+    """Steps between checkpoints, from which a killed run goes on."""
+
+
+class CaptureSettings(Settings):
+    """What is kept of the teacher's distribution at each target position."""
+
+    top_k: int = Field(default=16, gt=0)
+    """Most probable tokens kept per position."""
+    temperatures: tuple[float, ...] = (1.0, 2.0, 4.0)
+    """Temperatures at which the log-partition is exact; contains 1."""
+    max_length: int = Field(default=1024, gt=1)
+    """Tokens of a sequence; what is beyond is cut from the right."""
+    batch_tokens: int = Field(default=4096, gt=0)
+    """Tokens of a batch, padding included; decides speed and memory, not the result."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """The weights' type; auto is bfloat16 on a GPU and float32 on a CPU. Sums are float32."""
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """How attention is computed."""
+
+    @field_validator("temperatures")
+    @classmethod
+    def _grid(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if 1.0 not in value or min(value) <= 0:
+            raise ValueError("must be positive and contain 1.0")
+        return tuple(sorted(set(value)))
+
+
+class DecodingSettings(Settings):
+    """How the teacher answers prompts."""
+
+    backend: Literal["transformers", "vllm"] = "transformers"
+    """The program that generates."""
+    max_new_tokens: int = Field(default=512, gt=0)
+    """Tokens of an answer; a longer one ends with finish_reason ``length``."""
+    temperature: float = Field(default=0.0, ge=0)
+    """Sampling temperature; 0 takes the most probable token."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus: the smallest set of tokens with this probability is sampled from."""
+    seed: int = Field(default=0, ge=0)
+    """With the row's id, decides what is sampled for it."""
+    max_model_len: int | None = Field(default=None, gt=1)
+    """Prompt and answer together; null takes what the model has positions for."""
+    batch_size: int = Field(default=64, gt=0)
+    """Prompts answered at once; decides speed and memory, not the result."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """The weights' type; auto is bfloat16 on a GPU and float32 on a CPU."""
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """How attention is computed (transformers)."""

@@ -1,0 +1,31 @@
+"""Let the teacher answer the prompts of one part of a dataset."""
+
+from angelshare.teacher.generate import generate_corpus
+from snakemake.script import snakemake
+
+import unpack
+from angelshare.jobs import PartJob, part_job
+from angelshare.teacher.settings import DecodingSettings
+
+
+def main(job: PartJob) -> None:
+    """Generate the answers to this part's prompts and commit them."""
+    context = job.context
+    rows = job.slice(context.rows(job.plan.inputs["sequences"], job.plan.recipe["splits"]))
+    path = context.scratch / "corpus.parquet"
+    with context.teacher(job.plan) as (model, revision):
+        stats = generate_corpus(
+            model,
+            rows,
+            DecodingSettings.model_validate(job.plan.recipe["decoding"]),
+            path,
+            revision=revision,
+            progress=context.report,
+            count=context.window.count,
+        )
+    job.commit({path.name: path}, rows=stats.rows, tokens=stats.generated_tokens)
+
+
+with part_job("corpus", **unpack.part(snakemake)) as job:
+    if not job.adopted:
+        main(job)

@@ -1,0 +1,21 @@
+"""Seal an artifact: its manifest over the receipts of all parts."""
+
+from pathlib import Path
+
+from snakemake.script import snakemake
+
+import unpack
+from angelshare.jobs import STAGES, job, planned_artifact
+
+wildcards = {"kind": snakemake.wildcards.kind, "key": snakemake.wildcards.key}
+stage, role = STAGES[wildcards["kind"]]
+with job(
+    stage=stage,
+    role=role,
+    attempts=Path(snakemake.output.manifest).parent / "attempts",
+    wildcards=wildcards,
+    **unpack.common(snakemake),
+) as context:
+    plan = planned_artifact(context, wildcards["key"])
+    manifest = context.store.artifact(plan.kind, plan.key).seal(plan.recipe, plan.parts)
+    context.window.made(Path(snakemake.output.manifest), manifest.content_sha256, manifest.bytes)
