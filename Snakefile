@@ -13,6 +13,7 @@ configfile: "config/config.yaml"
 
 
 include: "rules/common.smk"
+include: "rules/store.smk"
 include: "rules/data.smk"
 include: "rules/teacher.smk"
 include: "rules/student.smk"
@@ -25,7 +26,7 @@ include: "rules/frontiers.smk"
 rule all_frontiers:
     default_target: True
     input:
-        f"{RESULTS}/report.html",
+        "<results>/report.html",
         [manifest(plan) for plan in STUDY.artifacts.values()],
 
 

@@ -18,10 +18,12 @@ TABLES = [
 # The machine before anything runs: what it is, what it draws when idle, what its meters can do.
 rule prerun:
     output:
-        machine=MACHINE,
-        energy=f"{RESULTS}/prerun/energy.json",
+        machine="<results>/prerun/machine.json",
+        energy="<results>/prerun/energy.json",
     log:
-        "logs/prerun.log",
+        "<logs>/prerun.log",
+    conda:
+        "../environment.yml"
     # Nothing else may run beside an idle measurement.
     threads: workflow.cores or 1
     message:
@@ -30,31 +32,20 @@ rule prerun:
         "../workflow/scripts/prerun.py"
 
 
-def accounting_recipe(wildcards) -> dict:
-    """What the tables depend on besides their inputs: the analysis' settings, and the consumers
-    that other teams added to the shared artifacts since."""
-    return {
-        "accounting": CONFIG.accounting.model_dump(),
-        "foreign_consumers": foreign_consumers(
-            STORE,
-            CONFIG.store.team_id(),
-            [(plan.kind, plan.key) for plan in STUDY.artifacts.values()],
-        ),
-    }
-
-
 rule account:
     input:
         [manifest(plan) for plan in STUDY.artifacts.values()],
-        machine=ancient(MACHINE),
-        training=expand(RESULTS + "/students/{run}/training.json", run=STUDY.runs),
-        scores=expand(RESULTS + "/scores/{run}.json", run=STUDY.runs),
-        energy=expand(RESULTS + "/scores/{run}.energy.json", run=STUDY.runs),
+        machine=ancient("<results>/prerun/machine.json"),
+        training=expand("<results>/students/{run}/training.json", run=STUDY.runs),
+        scores=expand("<results>/scores/{run}.json", run=STUDY.runs),
+        energy=expand("<results>/scores/{run}.energy.json", run=STUDY.runs),
     output:
-        tables=expand(RESULTS + "/accounting/{table}.parquet", table=TABLES),
-        energy=f"{RESULTS}/accounting/energy.json",
+        tables=expand("<results>/accounting/{table}.parquet", table=TABLES),
+        energy="<results>/accounting/energy.json",
     log:
-        "logs/account.log",
+        "<logs>/account.log",
+    conda:
+        "../environment.yml"
     params:
         recipe=accounting_recipe,
     message:

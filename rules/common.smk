@@ -4,10 +4,11 @@
 # imported (each cluster job parses these files again).
 from snakemake.exceptions import WorkflowError
 
-from angelshare.store.consumers import foreign_consumers
 from angelshare.config import load_config
 from angelshare.errors import AngelshareError
 from angelshare.grid import ArtifactPlan, plan_study
+from angelshare.recipes import canonical
+from angelshare.store.consumers import foreign_consumers
 
 try:
     CONFIG = load_config(config)
@@ -15,11 +16,13 @@ try:
 except AngelshareError as error:
     raise WorkflowError(str(error))
 
-STORE = CONFIG.store.root
-RESULTS = CONFIG.results
 THREADS = CONFIG.hardware.threads
 GPUS = CONFIG.hardware.gpus
-MACHINE = f"{RESULTS}/prerun/machine.json"
+
+
+pathvars:
+    store=CONFIG.store.root,
+    results=CONFIG.results,
 
 
 wildcard_constraints:
@@ -34,17 +37,12 @@ wildcard_constraints:
 # checked by digest when it is read.
 def manifest(plan: ArtifactPlan):
     """The manifest of an artifact, as an input that modification times never invalidate."""
-    return ancient(f"{STORE}/{plan.kind}/{plan.key}/manifest.json")
+    return ancient(f"<store>/{plan.kind}/{plan.key}/manifest.json")
 
 
 def artifact_recipe(wildcards) -> dict:
     """The recipe of the artifact that a rule makes."""
     return STUDY.artifacts[wildcards.key].recipe
-
-
-def artifact_label(wildcards) -> str:
-    """What the artifact is, for people."""
-    return STUDY.artifacts[wildcards.key].label
 
 
 def artifact_inputs(wildcards) -> list:
@@ -55,24 +53,31 @@ def artifact_inputs(wildcards) -> list:
 def artifact_receipts(wildcards) -> list:
     """The receipts of all parts of an artifact."""
     plan = STUDY.artifacts[wildcards.key]
-    folder = f"{STORE}/{plan.kind}/{plan.key}/parts"
+    folder = f"<store>/{plan.kind}/{plan.key}/parts"
     return [ancient(f"{folder}/{part:05d}.json") for part in range(plan.parts)]
 
 
-# Inputs:  the receipts of an artifact's parts
-# Outputs: its manifest, and the sidecar of sealing it
-# Paid by: the artifact
-rule seal:
-    input:
-        artifact_receipts,
-    output:
-        manifest=update(STORE + "/{kind}/{key}/manifest.json"),
-        energy=update(STORE + "/{kind}/{key}/energy.json"),
-    log:
-        "logs/seal/{kind}-{key}.log",
-    params:
-        recipe=artifact_recipe,
-    message:
-        "seal {wildcards.kind} {wildcards.key}"
-    script:
-        "../workflow/scripts/seal.py"
+def run_recipe(wildcards) -> dict:
+    """The recipe of a student run."""
+    return STUDY.runs[wildcards.run].recipe
+
+
+def evaluation_recipe(wildcards) -> dict:
+    """What decides a score besides the student: the evaluation settings and the dataset."""
+    dataset = STUDY.runs[wildcards.run].inputs["dataset"]
+    return canonical(
+        {"dataset": dataset.key, "evaluation": CONFIG.evaluation.model_dump()}
+    )
+
+
+def accounting_recipe(wildcards) -> dict:
+    """What the tables depend on besides their inputs: the analysis' settings, and the consumers
+    that other teams added to the shared artifacts since."""
+    artifacts = [(plan.kind, plan.key) for plan in STUDY.artifacts.values()]
+    team = CONFIG.store.team_id()
+    return canonical(
+        {
+            "accounting": CONFIG.accounting.model_dump(),
+            "foreign_consumers": foreign_consumers(CONFIG.store.root, team, artifacts),
+        }
+    )

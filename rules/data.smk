@@ -7,33 +7,35 @@
 
 rule prepare_dataset:
     input:
-        machine=ancient(MACHINE),
+        machine=ancient("<results>/prerun/machine.json"),
     output:
-        receipt=update(STORE + "/dataset/{key}/parts/{part}.json"),
-        energy=update(STORE + "/dataset/{key}/parts/{part}.energy.json"),
+        receipt=update("<store>/dataset/{key}/parts/{part}.json"),
+        energy=update("<store>/dataset/{key}/parts/{part}.energy.json"),
     log:
-        "logs/prepare_dataset/{key}-{part}.log",
+        "<logs>/prepare_dataset/{key}-{part}.log",
+    conda:
+        "../environment.yml"
     params:
         recipe=artifact_recipe,
-        label=artifact_label,
     message:
-        "prepare dataset {params.label}"
+        "prepare dataset {wildcards.key}"
     script:
         "../workflow/scripts/prepare_dataset.py"
 
 
 rule train_tokenizer:
     input:
-        machine=ancient(MACHINE),
+        machine=ancient("<results>/prerun/machine.json"),
     output:
-        receipt=update(STORE + "/tokenizer/{key}/parts/{part}.json"),
-        energy=update(STORE + "/tokenizer/{key}/parts/{part}.energy.json"),
+        receipt=update("<store>/tokenizer/{key}/parts/{part}.json"),
+        energy=update("<store>/tokenizer/{key}/parts/{part}.energy.json"),
     log:
-        "logs/train_tokenizer/{key}-{part}.log",
+        "<logs>/train_tokenizer/{key}-{part}.log",
+    conda:
+        "../environment.yml"
     params:
         recipe=artifact_recipe,
-        label=artifact_label,
     message:
-        "train tokenizer {params.label}"
+        "train tokenizer {wildcards.key}"
     script:
         "../workflow/scripts/train_tokenizer.py"

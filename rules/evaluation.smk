@@ -5,22 +5,18 @@
 # Paid by: the run
 
 
-def evaluation_recipe(wildcards) -> dict:
-    """What decides a score besides the student: the evaluation settings and the dataset."""
-    dataset = STUDY.runs[wildcards.run].inputs["dataset"]
-    return {"dataset": dataset.key, "evaluation": CONFIG.evaluation.model_dump()}
-
-
 rule evaluate_student:
     input:
         lambda wildcards: manifest(STUDY.runs[wildcards.run].inputs["dataset"]),
-        model=RESULTS + "/students/{run}/model",
-        training=RESULTS + "/students/{run}/training.json",
+        model="<results>/students/{run}/model",
+        training="<results>/students/{run}/training.json",
     output:
-        scores=RESULTS + "/scores/{run}.json",
-        energy=RESULTS + "/scores/{run}.energy.json",
+        scores="<results>/scores/{run}.json",
+        energy="<results>/scores/{run}.energy.json",
     log:
-        "logs/evaluate_student/{run}.log",
+        "<logs>/evaluate_student/{run}.log",
+    conda:
+        "../environment.yml"
     threads: THREADS
     resources:
         gpu=GPUS,

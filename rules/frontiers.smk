@@ -10,16 +10,18 @@ FIGURES = ["frontier", "stages", "amortisation"]
 rule frontiers:
     input:
         tables=rules.account.output.tables,
-        machine=ancient(MACHINE),
+        machine=ancient("<results>/prerun/machine.json"),
     output:
-        report=f"{RESULTS}/report.html",
-        findings=f"{RESULTS}/findings.txt",
+        report="<results>/report.html",
+        findings="<results>/findings.txt",
         figures=expand(
-            RESULTS + "/figures/{figure}.{kind}", figure=FIGURES, kind=["svg", "png"]
+            "<results>/figures/{figure}.{kind}", figure=FIGURES, kind=["svg", "png"]
         ),
-        energy=f"{RESULTS}/report.energy.json",
+        energy="<results>/report.energy.json",
     log:
-        "logs/frontiers.log",
+        "<logs>/frontiers.log",
+    conda:
+        "../environment.yml"
     message:
         "draw the frontiers and write the report"
     script:

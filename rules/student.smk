@@ -5,23 +5,20 @@
 # Paid by: the run
 
 
-def run_recipe(wildcards) -> dict:
-    """The recipe of a student run."""
-    return STUDY.runs[wildcards.run].recipe
-
-
 rule train_student:
     input:
         lambda wildcards: [
             manifest(p) for p in STUDY.runs[wildcards.run].inputs.values()
         ],
-        machine=ancient(MACHINE),
+        machine=ancient("<results>/prerun/machine.json"),
     output:
-        model=directory(RESULTS + "/students/{run}/model"),
-        training=RESULTS + "/students/{run}/training.json",
-        energy=RESULTS + "/students/{run}/energy.json",
+        model=directory("<results>/students/{run}/model"),
+        training="<results>/students/{run}/training.json",
+        energy="<results>/students/{run}/energy.json",
     log:
-        "logs/train_student/{run}.log",
+        "<logs>/train_student/{run}.log",
+    conda:
+        "../environment.yml"
     threads: THREADS
     resources:
         gpu=GPUS,

@@ -9,20 +9,21 @@
 rule demo_teacher:
     input:
         artifact_inputs,
-        machine=ancient(MACHINE),
+        machine=ancient("<results>/prerun/machine.json"),
     output:
-        receipt=update(STORE + "/model/{key}/parts/{part}.json"),
-        energy=update(STORE + "/model/{key}/parts/{part}.energy.json"),
+        receipt=update("<store>/model/{key}/parts/{part}.json"),
+        energy=update("<store>/model/{key}/parts/{part}.energy.json"),
     log:
-        "logs/demo_teacher/{key}-{part}.log",
+        "<logs>/demo_teacher/{key}-{part}.log",
+    conda:
+        "../environment.yml"
     threads: THREADS
     resources:
         gpu=GPUS,
     params:
         recipe=artifact_recipe,
-        label=artifact_label,
     message:
-        "train teacher {params.label}"
+        "train teacher {wildcards.key}"
     script:
         "../workflow/scripts/demo_teacher.py"
 
@@ -31,20 +32,21 @@ rule demo_teacher:
 rule capture_logits:
     input:
         artifact_inputs,
-        machine=ancient(MACHINE),
+        machine=ancient("<results>/prerun/machine.json"),
     output:
-        receipt=update(STORE + "/logits/{key}/parts/{part}.json"),
-        energy=update(STORE + "/logits/{key}/parts/{part}.energy.json"),
+        receipt=update("<store>/logits/{key}/parts/{part}.json"),
+        energy=update("<store>/logits/{key}/parts/{part}.energy.json"),
     log:
-        "logs/capture_logits/{key}-{part}.log",
+        "<logs>/capture_logits/{key}-{part}.log",
+    conda:
+        "../environment.yml"
     threads: THREADS
     resources:
         gpu=GPUS,
     params:
         recipe=artifact_recipe,
-        label=artifact_label,
     message:
-        "cache logits of {params.label}, part {wildcards.part}"
+        "cache logits of {wildcards.key}, part {wildcards.part}"
     script:
         "../workflow/scripts/capture_logits.py"
 
@@ -53,20 +55,21 @@ rule capture_logits:
 rule generate_corpus:
     input:
         artifact_inputs,
-        machine=ancient(MACHINE),
+        machine=ancient("<results>/prerun/machine.json"),
     output:
-        receipt=update(STORE + "/corpus/{key}/parts/{part}.json"),
-        energy=update(STORE + "/corpus/{key}/parts/{part}.energy.json"),
+        receipt=update("<store>/corpus/{key}/parts/{part}.json"),
+        energy=update("<store>/corpus/{key}/parts/{part}.energy.json"),
     log:
-        "logs/generate_corpus/{key}-{part}.log",
+        "<logs>/generate_corpus/{key}-{part}.log",
+    conda:
+        "../environment.yml"
     threads: THREADS
     resources:
         gpu=GPUS,
     params:
         recipe=artifact_recipe,
-        label=artifact_label,
     message:
-        "generate corpus: {params.label}, part {wildcards.part}"
+        "generate corpus: {wildcards.key}, part {wildcards.part}"
     script:
         "../workflow/scripts/generate_corpus.py"
 
@@ -75,19 +78,20 @@ rule generate_corpus:
 rule evaluate_teacher:
     input:
         artifact_inputs,
-        machine=ancient(MACHINE),
+        machine=ancient("<results>/prerun/machine.json"),
     output:
-        receipt=update(STORE + "/scores/{key}/parts/{part}.json"),
-        energy=update(STORE + "/scores/{key}/parts/{part}.energy.json"),
+        receipt=update("<store>/scores/{key}/parts/{part}.json"),
+        energy=update("<store>/scores/{key}/parts/{part}.energy.json"),
     log:
-        "logs/evaluate_teacher/{key}-{part}.log",
+        "<logs>/evaluate_teacher/{key}-{part}.log",
+    conda:
+        "../environment.yml"
     threads: THREADS
     resources:
         gpu=GPUS,
     params:
         recipe=artifact_recipe,
-        label=artifact_label,
     message:
-        "evaluate teacher {params.label}"
+        "evaluate teacher {wildcards.key}"
     script:
         "../workflow/scripts/evaluate_teacher.py"

@@ -2,29 +2,28 @@
 
 from pathlib import Path
 
-from snakemake.script import snakemake
-
 import unpack
-from angelshare.data.settings import WordProblems
+from angelshare.data.settings import TokenizerSettings, WordProblems
 from angelshare.jobs import PartJob, part_job
-from angelshare.teacher.demo import train_demo_teacher
-from angelshare.teacher.settings import DemoTeacherSettings
+from angelshare.teacher.settings import DemoTeacher
 
 
 def main(job: PartJob) -> None:
     """Train the teacher of the recipe and commit its model folder."""
+    # Imported inside the window: loading torch costs energy too.
+    from angelshare.teacher.demo import train_demo_teacher
+
     context = job.context
     out = context.scratch / "model"
-    with context.folder(job.plan.inputs["tokenizer"]) as tokenizer:
-        train_demo_teacher(
-            DemoTeacherSettings.model_validate(job.plan.recipe["settings"]),
-            WordProblems.model_validate(job.plan.recipe["problems"]),
-            tokenizer,
-            out,
-            checkpoints=Path(context.config.results, "checkpoints", job.plan.key),
-            progress=context.report,
-            count=context.window.count,
-        )
+    train_demo_teacher(
+        DemoTeacher.model_validate(job.plan.recipe["settings"]),
+        WordProblems.model_validate(job.plan.recipe["problems"]),
+        TokenizerSettings.model_validate(job.plan.inputs["tokenizer"].recipe["settings"]),
+        out,
+        checkpoints=Path(context.config.results, "checkpoints", job.plan.key),
+        progress=context.report,
+        count=context.window.count,
+    )
     job.commit({path.name: path for path in sorted(out.iterdir())})
 
 

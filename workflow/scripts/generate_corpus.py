@@ -1,8 +1,5 @@
 """Let the teacher answer the prompts of one part of a dataset."""
 
-from angelshare.teacher.generate import generate_corpus
-from snakemake.script import snakemake
-
 import unpack
 from angelshare.jobs import PartJob, part_job
 from angelshare.teacher.settings import DecodingSettings
@@ -10,6 +7,9 @@ from angelshare.teacher.settings import DecodingSettings
 
 def main(job: PartJob) -> None:
     """Generate the answers to this part's prompts and commit them."""
+    # Imported inside the window: loading torch costs energy too.
+    from angelshare.teacher.generate import generate_corpus
+
     context = job.context
     rows = job.slice(context.rows(job.plan.inputs["sequences"], job.plan.recipe["splits"]))
     path = context.scratch / "corpus.parquet"
@@ -19,11 +19,11 @@ def main(job: PartJob) -> None:
             rows,
             DecodingSettings.model_validate(job.plan.recipe["decoding"]),
             path,
-            revision=revision,
             progress=context.report,
             count=context.window.count,
+            revision=revision,
         )
-    job.commit({path.name: path}, rows=stats.rows, tokens=stats.generated_tokens)
+    job.commit({path.name: path}, rows=stats.sequences, tokens=stats.generated_tokens)
 
 
 with part_job("corpus", **unpack.part(snakemake)) as job:

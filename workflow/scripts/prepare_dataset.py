@@ -1,18 +1,15 @@
 """Prepare a dataset: one sequence table, split and subsampled by its seed."""
 
-from snakemake.script import snakemake
-
 import unpack
-from angelshare.data.settings import DataSource
-from angelshare.data.sources import load_source
-from angelshare.data.tables import write_table
 from angelshare.jobs import PartJob, part_job
 
 
 def main(job: PartJob) -> None:
     """Load the source that the configuration names and commit its rows."""
-    source: DataSource = job.context.config.datasets[job.plan.name]
-    table = load_source(source)
+    from angelshare.data.sources import load_source
+    from angelshare.data.tables import write_table
+
+    table = load_source(job.context.config.datasets[job.plan.name])
     path = job.context.scratch / "data.parquet"
     write_table(table, path)
     job.context.window.count(samples=table.num_rows)

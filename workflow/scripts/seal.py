@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from snakemake.script import snakemake
-
 import unpack
 from angelshare.jobs import STAGES, job, planned_artifact
 

@@ -1,6 +1,13 @@
-"""From Snakemake's object to plain values; the library sees only these."""
+"""From Snakemake's object to plain values; the library sees only these.
 
+Imported before the library: a job uses the library of its own checkout, installed or not.
+"""
+
+import sys
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "lib"))
 
 
 def common(snakemake: Any) -> dict[str, Any]:
@@ -11,7 +18,16 @@ def common(snakemake: Any) -> dict[str, Any]:
         "sidecar": snakemake.output.energy,
         "log": snakemake.log[0],
         "threads": snakemake.threads,
+        "gpus": _gpus(snakemake.resources),
     }
+
+
+def _gpus(resources: Any) -> int | None:
+    """How many GPUs the job was given: 0 for a rule that runs no model, None (all that are
+    visible) where a rule runs one without having asked for a number."""
+    if "gpu" not in resources.keys():
+        return 0
+    return int(resources.gpu) or None
 
 
 def part(snakemake: Any) -> dict[str, Any]:
@@ -22,3 +38,8 @@ def part(snakemake: Any) -> dict[str, Any]:
         "receipt": snakemake.output.receipt,
         **common(snakemake),
     }
+
+
+def attempts(snakemake: Any) -> Path:
+    """The undeclared folder for the attempts of a job of this team's own."""
+    return Path(snakemake.output.energy.removesuffix(".json") + ".attempts")

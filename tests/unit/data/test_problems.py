@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from angelshare.data.problems import make_dataset, teacher_problems
 from angelshare.data.settings import WordProblems
 from angelshare.data.tables import in_splits, read_table, write_table
 from angelshare.errors import AngelshareError
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 SMALL = WordProblems(labelled=40, unlabelled=60, validation=20, test=30)
 
@@ -92,5 +95,11 @@ def test_the_seed_decides_the_bytes(tmp_path) -> None:
 def test_too_many_problems_are_refused(monkeypatch) -> None:
     monkeypatch.setattr("angelshare.data.problems.LARGEST", 2)
     monkeypatch.setattr("angelshare.data.problems.MAX_STEPS", 1)
-    with pytest.raises(AngelshareError, match="not 5000 different word problems"):
-        teacher_problems(SMALL.model_copy(update={"labelled": 1, "test": 1}), 5000)
+    with pytest.raises(AngelshareError, match="not 1000 different word problems"):
+        teacher_problems(SMALL.model_copy(update={"labelled": 1, "test": 1}), 1000)
+
+
+def test_the_meaning_of_the_default_is_pinned() -> None:
+    """A change here changes what existing artifacts mean: raise the dataset stage's version."""
+    rows = json.dumps(make_dataset(WordProblems()).to_pylist(), sort_keys=True)
+    assert hashlib.sha256(rows.encode()).hexdigest() == "?"

@@ -5,13 +5,14 @@ import struct
 
 import pyarrow as pa
 import pytest
-from angelshare.data.sequences import encode, encode_table, prompt_ids
-from angelshare.data.tables import sequence_table
-from angelshare.errors import AngelshareError
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+
+from angelshare.data.sequences import encode, encode_table, prompt_ids
+from angelshare.data.tables import sequence_table
+from angelshare.errors import AngelshareError
 
 WORDS = ["<pad>", "<eos>", "<user>", "<assistant>", "\n", "a", "b", "c", "d", "ab"]
 TEMPLATE = (

@@ -6,11 +6,12 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import TypeAdapter, ValidationError
+
 from angelshare.data.settings import DataSource, FileSource, HubSource, WordProblems
 from angelshare.data.sources import load_source
 from angelshare.data.tables import in_splits
 from angelshare.errors import AngelshareError
-from pydantic import TypeAdapter, ValidationError
 
 ROWS = [
     {

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import pytest
-from angelshare.data.problems import teacher_problems
-from angelshare.data.settings import WordProblems
-from angelshare.data.tokenizer import save_tokenizer, tokenizer_digest, train_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
+
+from angelshare.data.problems import teacher_problems
+from angelshare.data.settings import TokenizerSettings, WordProblems
+from angelshare.data.tokenizer import problem_tokenizer, save_tokenizer, tokenizer_digest
 
 
 def test_saved_and_loaded_it_is_the_same(tokenizer, tmp_path) -> None:
@@ -19,8 +20,7 @@ def test_saved_and_loaded_it_is_the_same(tokenizer, tmp_path) -> None:
 
 
 def test_training_is_deterministic(tokenizer, tmp_path) -> None:
-    texts = [text for problem in teacher_problems(WordProblems(), 300) for text in problem]
-    again = train_tokenizer(texts, vocab_size=256, max_length=128)
+    again = problem_tokenizer(TokenizerSettings(), WordProblems())
     save_tokenizer(tokenizer, tmp_path / "a")
     save_tokenizer(again, tmp_path / "b")
     for path in sorted((tmp_path / "a").iterdir()):
@@ -55,3 +55,9 @@ def test_the_digest_sees_every_part(tokenizer, tmp_path, change: str) -> None:
 def test_the_template_refuses_unknown_roles(tokenizer) -> None:
     with pytest.raises(Exception, match="unknown role critic"):
         tokenizer.apply_chat_template([{"role": "critic", "content": "no"}])
+
+
+def test_the_meaning_of_the_default_is_pinned(tokenizer) -> None:
+    """A change here changes what existing artifacts mean: raise the tokenizer stage's version."""
+    assert len(tokenizer) == 254
+    assert tokenizer_digest(tokenizer) == "?"

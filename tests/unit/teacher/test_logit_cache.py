@@ -7,10 +7,11 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from angelshare.errors import AngelshareError
-from angelshare.teacher.cache import CachedTargets, CacheInfo, LogitCache, write_cache
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from angelshare.errors import AngelshareError
+from angelshare.teacher.cache import CachedTargets, CacheInfo, LogitCache, write_cache
 
 INFO = CacheInfo(k=3, temperatures=(1.0, 2.0), vocab_size=9, sequences=3, targets=6)
 

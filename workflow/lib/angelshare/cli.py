@@ -89,7 +89,7 @@ def verify_command(
 @app.command("ls")
 def list_command(store: StoreOption = None, config: ConfigOption = CONFIG) -> None:
     """List the artifacts of a store with size, joules and consumers."""
-    from angelshare.energy.attempts import folder_bill
+    from angelshare.energy.attempts import bill_of, read_attempts
 
     opened = open_store(store, config)
     table = Table("kind", "key", "parts", "rows", "bytes", "joules", "consumers", box=None)
@@ -101,7 +101,7 @@ def list_command(store: StoreOption = None, config: ConfigOption = CONFIG) -> No
             str(len(manifest.parts)) if manifest else "unsealed",
             f"{manifest.rows:,}" if manifest else "",
             f"{manifest.bytes:,}" if manifest else "",
-            f"{folder_bill(artifact.attempts).energy_j:,.1f}",
+            f"{bill_of(read_attempts(artifact.attempts)).energy_j:,.1f}",
             str(len(artifact.consumers())),
         )
     out.print(table)
@@ -113,7 +113,7 @@ def list_command(store: StoreOption = None, config: ConfigOption = CONFIG) -> No
 @app.command("show")
 def show_command(key: str, store: StoreOption = None, config: ConfigOption = CONFIG) -> None:
     """Print an artifact's recipe, bill and consumers, and what it was made from."""
-    from angelshare.energy.attempts import folder_bill
+    from angelshare.energy.attempts import bill_of, read_attempts
 
     opened = open_store(store, config)
     found = [artifact for artifact in opened.artifacts() if artifact.key.startswith(key)]
@@ -125,7 +125,7 @@ def show_command(key: str, store: StoreOption = None, config: ConfigOption = CON
     artifact = found[0]
     manifest = artifact.manifest()
     out.print(yaml.safe_dump(manifest.recipe, sort_keys=False).rstrip(), highlight=False)
-    bill = folder_bill(artifact.attempts)
+    bill = bill_of(read_attempts(artifact.attempts))
     out.print(
         f"bill: {bill.energy_j:,.1f} J in {bill.attempts} attempts, {bill.wasted_j:,.1f} J wasted"
     )

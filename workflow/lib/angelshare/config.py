@@ -24,7 +24,7 @@ from angelshare.evaluation.settings import EvaluationSettings
 from angelshare.recipes import digest
 from angelshare.settings import Settings
 from angelshare.student.settings import LossSettings, StudentInit, TrainingSettings
-from angelshare.teacher.settings import CaptureSettings, DecodingSettings, DemoTeacherSettings
+from angelshare.teacher.settings import CaptureSettings, DecodingSettings, DemoTeacher
 
 
 class StoreSettings(Settings):
@@ -51,10 +51,10 @@ class TrainedTokenizer(TokenizerSettings):
     """The entry of ``datasets`` whose kind of problem it is trained on; none of its own rows."""
 
 
-class DemoTeacher(Settings):
+class EmbeddedTeacher(Settings):
     """A small OLMo-2 teacher that the workflow trains itself, on word problems of its own."""
 
-    demo: DemoTeacherSettings
+    demo: DemoTeacher
     """How it is made."""
     dataset: str
     """The entry of ``datasets`` whose kind of problem it learns; none of its own rows."""
@@ -135,7 +135,7 @@ class Config(Settings):
     """The data sets by name."""
     tokenizers: dict[str, TrainedTokenizer] = {}
     """Tokenizers that the workflow trains, by name (pretrained models bring their own)."""
-    teachers: dict[str, DemoTeacher | PretrainedTeacher]
+    teachers: dict[str, EmbeddedTeacher | PretrainedTeacher]
     """The teachers by name."""
     students: dict[str, Student]
     """The students by name: where their weights come from."""
@@ -248,7 +248,7 @@ def _dangling_names(config: Config) -> Iterator[str]:
         except ValidationError as error:
             yield from (f"{where}.training.{_explain(problem)}" for problem in error.errors())
     for name, teacher in config.teachers.items():
-        if isinstance(teacher, DemoTeacher):
+        if isinstance(teacher, EmbeddedTeacher):
             yield from _generated(config, f"teachers.{name}.dataset", teacher.dataset)
             if teacher.tokenizer not in config.tokenizers:
                 yield _unknown(f"teachers.{name}.tokenizer", teacher.tokenizer, config.tokenizers)

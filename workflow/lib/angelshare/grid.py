@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from angelshare.config import Config, DemoTeacher, GridBlock, PipelineSettings, training_of
+from angelshare.config import Config, EmbeddedTeacher, GridBlock, PipelineSettings, training_of
 from angelshare.fingerprints import Fingerprints
 from angelshare.recipes import Recipe, make_recipe, recipe_key
 
@@ -145,7 +145,7 @@ class _Planner:
     def teacher(self, name: str) -> tuple[dict[str, ArtifactPlan], dict[str, Any]]:
         """The teacher as an input artifact, or as plain recipe values when it is pretrained."""
         teacher = self.config.teachers[name]
-        if isinstance(teacher, DemoTeacher):
+        if isinstance(teacher, EmbeddedTeacher):
             inputs = {"tokenizer": self.tokenizer(teacher.tokenizer)}
             model = self.artifact(
                 "model",
@@ -186,12 +186,9 @@ class _Planner:
 
     def logits(self, dataset: str, teacher: str, pipeline: PipelineSettings) -> ArtifactPlan:
         inputs, named = self.teacher(teacher)
-        if pipeline.data == "corpus":
-            sequences = self.corpus(dataset, teacher)
-            splits = ["train", "unlabelled"]
-        else:
-            sequences = self.dataset(dataset)
-            splits = ["train"]
+        splits = _splits(pipeline)
+        from_corpus = pipeline.data == "corpus"
+        sequences = self.corpus(dataset, teacher) if from_corpus else self.dataset(dataset)
         return self.artifact(
             "logits",
             teacher,
@@ -251,7 +248,7 @@ class _Planner:
             "student",
             inputs={role: {"kind": p.kind, "key": p.key} for role, p in inputs.items()},
             init=self.fingerprints.student(init.init),
-            data=pipeline.data,
+            splits=_splits(pipeline),
             training=training_of(config, block).model_dump(),
             seed=seed,
             **named,
@@ -271,6 +268,11 @@ class _Planner:
             inputs=inputs,
             scores=self.scores(dataset, block.teacher) if block.teacher else None,
         )
+
+
+def _splits(pipeline: PipelineSettings) -> list[str]:
+    """The rows a pipeline trains on: the labelled ones, or every prompt the teacher answers."""
+    return ["train", "unlabelled"] if pipeline.data == "corpus" else ["train"]
 
 
 def _needed(teacher: str | None) -> str:

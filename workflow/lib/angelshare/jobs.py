@@ -23,9 +23,10 @@ from angelshare.energy import Job, window
 from angelshare.errors import AngelshareError
 from angelshare.grid import ArtifactPlan, RunPlan, Study, plan_study
 from angelshare.store.artifacts import Artifact, ArtifactStore
+from angelshare.student.settings import PretrainedStudent
 
 if TYPE_CHECKING:
-    from angelshare.energy.window import Window
+    from angelshare.energy import Window
 
 STAGES: dict[str, tuple[str, str]] = {
     "dataset": ("preprocess", "preprocess"),
@@ -114,6 +115,16 @@ class JobContext:
             with self.folder(plan.inputs["teacher"]) as folder:
                 yield str(folder), None
 
+    @contextmanager
+    def tokenizer(self, run: RunPlan) -> Iterator[tuple[str, str | None]]:
+        """The folder or hub name of the tokenizer a student reads with, and its revision."""
+        init = self.config.students[run.student].init
+        if isinstance(init, PretrainedStudent):
+            yield init.model, init.revision
+        else:
+            with self.folder(run.inputs["tokenizer"]) as folder:
+                yield str(folder), None
+
 
 @contextmanager
 def job(
@@ -127,8 +138,8 @@ def job(
     log: str | Path,
     wildcards: Mapping[str, str] | None = None,
     threads: int = 1,
+    gpus: int | None = None,
     seed: int | None = None,
-    name: str | None = None,
 ) -> Iterator[JobContext]:
     """Run the body of a job inside an energy window.
 
@@ -136,13 +147,15 @@ def job(
         config: the workflow's configuration as plain values.
         sidecar: the job's declared sidecar, written when the body succeeds.
         attempts: the undeclared folder in which every attempt leaves its record.
+        gpus: how many GPUs the job was given; None measures all that are visible.
 
     Raises:
         SystemExit: with status 1 after an `AngelshareError`, whose text was printed.
     """
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    report = Reporter(name or " ".join([rule, *(wildcards or {}).values()]), Path(log))
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    report = Reporter(" ".join([rule, *(wildcards or {}).values()]), Path(log))
     try:
         checked = load_config(config)
         what = Job(
@@ -153,6 +166,7 @@ def job(
             attempts=attempts,
             wildcards=dict(wildcards or {}),
             seed=seed,
+            gpus=gpus,
         )
         with (
             TemporaryDirectory(prefix="angelshare-") as scratch,

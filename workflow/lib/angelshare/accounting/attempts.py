@@ -60,7 +60,7 @@ ATTEMPT_SCHEMA: dict[str, Any] = {
     "grid_source": pl.String,
     "record": pl.String,
 }
-"""Columns of `attempts.parquet`; `tokens` are the tokens of the stage's work, named by `token_kind`."""
+"""Columns of `attempts.parquet`; `tokens` count the stage's work, in the sense of `token_kind`."""
 
 COMPONENT_SCHEMA: dict[str, Any] = {
     "id": pl.String,
@@ -143,7 +143,11 @@ class Record:
             value = value.get(name) if isinstance(value, Mapping) else None
         if value is None and not need:
             return None
-        if value is None or not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
+        if (
+            value is None
+            or not isinstance(value, kind)
+            or isinstance(value, bool) != (kind is bool)
+        ):
             raise self.wrong(dotted, "is missing" if value is None else f"is {value!r}")
         return value
 
@@ -283,7 +287,9 @@ def _components(record: Record, source: AttemptSource) -> list[dict[str, Any]]:
         terms, device = part.get("u") or {}, part.get("device") or {}
         systematic = random = None
         if energy_j is not None and u95_j is not None:
-            relative = (terms.get("gain_rel95", 0.0) ** 2 + terms.get("model_rel95", 0.0) ** 2) ** 0.5
+            relative = (
+                terms.get("gain_rel95", 0.0) ** 2 + terms.get("model_rel95", 0.0) ** 2
+            ) ** 0.5
             systematic = min(relative * energy_j, u95_j)
             random = (u95_j**2 - systematic**2) ** 0.5
         method = str(part.get("method"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import polars as pl
 
@@ -15,6 +16,12 @@ from angelshare.accounting.attempts import WASTED
 from angelshare.accounting.settings import AccountingSettings
 from angelshare.accounting.study import TEACHER_KINDS, Artifact, Consumer, Study
 from angelshare.errors import AngelshareError
+
+
+def known_sum(values: pl.Expr) -> pl.Expr:
+    """The sum of what is known; null, not 0, where nothing is."""
+    return pl.when(values.count() > 0).then(values.sum())
+
 
 SHARE_SCHEMA = {
     "kind": pl.String,
@@ -52,10 +59,11 @@ def _weights(consumers: Sequence[Consumer], settings: AccountingSettings) -> lis
         return [1.0 / max(settings.declared_consumers or 1, count)] * count
     if settings.policy == "first":
         earliest = min(consumers, key=lambda consumer: (consumer.utc, consumer.id))
-        return [float(consumer is earliest) for consumer in consumers]
+        return [1.0 if consumer is earliest else 0.0 for consumer in consumers]
     tokens = [max(consumer.tokens_read, 0) for consumer in consumers]
-    if settings.policy == "by_tokens" and sum(tokens):
-        return [read / sum(tokens) for read in tokens]
+    total = sum(tokens)
+    if settings.policy == "by_tokens" and total:
+        return [read / total for read in tokens]
     return [1.0 / count] * count
 
 
@@ -65,7 +73,9 @@ def consumers_of(study: Study) -> dict[tuple[str, str], tuple[Consumer, ...]]:
     A run whose record has not reached the store yet is a consumer all the same; it is counted as
     having read the whole artifact.
     """
-    readers: dict[tuple[str, str], list[Consumer]] = {a.id: list(a.consumers) for a in study.artifacts}
+    readers: dict[tuple[str, str], list[Consumer]] = {
+        a.id: list(a.consumers) for a in study.artifacts
+    }
     recorded = {
         (artifact.id, c.team, c.run) for artifact in study.artifacts for c in artifact.consumers
     }
@@ -84,7 +94,9 @@ def consumers_of(study: Study) -> dict[tuple[str, str], tuple[Consumer, ...]]:
     return {key: tuple(sorted(found, key=lambda c: c.id)) for key, found in readers.items()}
 
 
-def artifact_bills(study: Study, attempts: pl.DataFrame, settings: AccountingSettings) -> pl.DataFrame:
+def artifact_bills(
+    study: Study, attempts: pl.DataFrame, settings: AccountingSettings
+) -> pl.DataFrame:
     """One row per artifact: `energy_j` of all its attempts, `wasted_j` of its failed ones,
     `charged_j` that runs pay for, and grams of CO2e.
 
@@ -99,7 +111,7 @@ def artifact_bills(study: Study, attempts: pl.DataFrame, settings: AccountingSet
             energy_j=pl.col("energy_j").sum(),
             wasted_j=pl.col("energy_j").filter(pl.col("status").is_in(WASTED)).sum(),
             chargeable_j=pl.col("energy_j").filter(charged_stage).sum(),
-            co2e_g=pl.col("co2e_g").filter(charged_stage).sum(),
+            co2e_g=known_sum(pl.col("co2e_g").filter(charged_stage)),
             attempts=pl.len(),
             unresolved_attempts=pl.col("energy_j").is_null().sum(),
         )
@@ -129,7 +141,7 @@ def artifact_bills(study: Study, attempts: pl.DataFrame, settings: AccountingSet
             f"no attempt record says what these artifacts cost: {names}. Copy the records with the "
             "artifacts (angelshare pull does), or make the artifacts again"
         )
-    counted = pl.col("energy_j", "wasted_j", "chargeable_j", "co2e_g").fill_null(0.0)
+    counted = pl.col("energy_j", "wasted_j", "chargeable_j").fill_null(0.0)
     return bills.with_columns(
         counted, pl.col("attempts", "unresolved_attempts").fill_null(0)
     ).with_columns(charged_j=pl.when("charged").then("chargeable_j").otherwise(0.0))
@@ -139,7 +151,7 @@ def share_table(study: Study, bills: pl.DataFrame, settings: AccountingSettings)
     """One row per charged artifact and consumer, of all teams; `ours` marks this study's runs."""
     ours = {run.run for run in study.runs}
     readers = consumers_of(study)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for kind, key, charged, charged_j in bills.select("kind", "key", "charged", "charged_j").rows():
         if not charged:
             continue
@@ -165,10 +177,10 @@ def share_table(study: Study, bills: pl.DataFrame, settings: AccountingSettings)
 
 def artifact_table(study: Study, bills: pl.DataFrame, shares: pl.DataFrame) -> pl.DataFrame:
     """`artifacts.parquet`: the bills with consumers counted (of all teams, and ours), what is
-    shared out and what is not, and what this team's runs saved by sharing.
+    shared out and what is not, and what sharing saved.
 
-    `saved_j` is what this team's runs together would have paid more, had each made the artifact
-    for itself: its runs' count times the bill, less their shares.
+    `saved_j` is the energy not spent because the artifact was made once instead of once per
+    consumer, over all teams: (consumers - 1) times what it cost.
     """
     readers = consumers_of(study)
     ours = {run.run for run in study.runs}
@@ -192,7 +204,7 @@ def artifact_table(study: Study, bills: pl.DataFrame, shares: pl.DataFrame) -> p
         .with_columns(pl.col("shared_j", "our_shared_j").fill_null(0.0))
         .with_columns(
             unallocated_j=pl.col("energy_j") - pl.col("shared_j"),
-            saved_j=pl.col("our_consumers") * pl.col("charged_j") - pl.col("our_shared_j"),
+            saved_j=(pl.col("consumers") - 1).clip(0) * pl.col("charged_j"),
         )
         .select(
             *("kind", "key", "label", "energy_j", "wasted_j", "tokens", "bytes", "consumers"),

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from angelshare.accounting.settings import AccountingSettings
-from angelshare.accounting.uncertainty import VIEWS, Exposure, Exposures, Repeats
+from angelshare.accounting.uncertainty import VIEWS, Exposure, Exposures, Repeats, interval
 
 
 def non_dominated(energy: np.ndarray, quality: np.ndarray) -> np.ndarray:
@@ -26,9 +26,7 @@ def non_dominated(energy: np.ndarray, quality: np.ndarray) -> np.ndarray:
     sorted_quality = np.take_along_axis(quality, order, -1)
     sorted_energy = np.take_along_axis(energy, order, -1)
     best = np.maximum.accumulate(sorted_quality, axis=-1)
-    cheaper_best = np.concatenate(
-        [np.full_like(best[..., :1], -np.inf), best[..., :-1]], axis=-1
-    )
+    cheaper_best = np.concatenate([np.full_like(best[..., :1], -np.inf), best[..., :-1]], axis=-1)
     on = sorted_quality > cheaper_best
     for rank in range(1, on.shape[-1]):
         same = (sorted_energy[..., rank] == sorted_energy[..., rank - 1]) & (
@@ -54,36 +52,31 @@ def frontier_table(
         on = non_dominated(energy, quality)
         members = non_dominated(draws.energy[view], draws.quality)
         for index, row in enumerate(scored.rows(named=True)):
-            by = None if on[index] else _dominator(index, energy, quality, scored["setting"].to_list())
+            by = None if on[index] else _dominator(index, energy, quality)
+            low_j, high_j = interval(draws.energy[view][:, index])
+            low, high = interval(draws.quality[:, index])
             rows.append(
                 {
                     "view": view,
-                    "pipeline": row["pipeline"],
-                    "student": row["student"],
-                    "setting": row["setting"],
+                    **{name: row[name] for name in ("pipeline", "student", "setting", "n", "note")},
                     "energy_j": energy[index],
-                    "energy_low_j": max(0.0, draws.low(draws.energy[view], index)),
-                    "energy_high_j": draws.high(draws.energy[view], index),
+                    "energy_low_j": None if low_j is None else max(0.0, low_j),
+                    "energy_high_j": high_j,
                     "quality": quality[index],
-                    "quality_low": draws.low(draws.quality, index),
-                    "quality_high": draws.high(draws.quality, index),
+                    "quality_low": low,
+                    "quality_high": high,
                     "on_frontier": bool(on[index]),
                     "dominated_by": None if by is None else scored["setting"][by],
-                    "dominated_probability": (
-                        None if by is None else draws.dominates(view, by, index)
-                    ),
-                    "membership_probability": float(members[:, index].mean()),
-                    "n": row["n"],
-                    "note": row["note"],
+                    **draws.probabilities(view, index, by, members[:, index]),
                 }
             )
     return pl.DataFrame(rows, schema=_SCHEMA)
 
 
 _SCHEMA = {
-    **{name: pl.String for name in ("view", "pipeline", "student", "setting")},
-    **{name: pl.Float64 for name in ("energy_j", "energy_low_j", "energy_high_j")},
-    **{name: pl.Float64 for name in ("quality", "quality_low", "quality_high")},
+    **dict.fromkeys(("view", "pipeline", "student", "setting"), pl.String),
+    **dict.fromkeys(("energy_j", "energy_low_j", "energy_high_j"), pl.Float64),
+    **dict.fromkeys(("quality", "quality_low", "quality_high"), pl.Float64),
     "on_frontier": pl.Boolean,
     "dominated_by": pl.String,
     "dominated_probability": pl.Float64,
@@ -120,32 +113,34 @@ class _Draws:
             drawn = repeats.draw(count, generator)
             for column, view in enumerate(VIEWS):
                 energy[view][:, index] = drawn[:, column]
-            quality[:, index] = drawn[:, -1] + generator.standard_normal(count) * (
-                group["quality_stderr"].mean() or 0.0
-            )
+            stderr = float(group["quality_stderr"].to_numpy().mean())
+            quality[:, index] = drawn[:, -1] + stderr * generator.standard_normal(count)
         own = generator.standard_normal((count, summary.height)) * ~repeated
         for view in VIEWS:
             exposure: Exposure = exposed.views[view].combine(weights)
             energy[view] += exposure.draw(shared, own)
         return _Draws(energy, quality)
 
-    @staticmethod
-    def low(drawn: np.ndarray, index: int) -> float:
-        return float(np.quantile(drawn[:, index], 0.025))
+    def probabilities(
+        self, view: str, index: int, dominator: int | None, member_D: np.ndarray
+    ) -> dict[str, float]:
+        """How often the setting is on the frontier, and how often its dominator dominates it.
 
-    @staticmethod
-    def high(drawn: np.ndarray, index: int) -> float:
-        return float(np.quantile(drawn[:, index], 0.975))
+        Nothing where nothing is known of the setting's uncertainty: a 1 would be a pretence.
+        """
+        energy_D, quality_D = self.energy[view][:, index], self.quality[:, index]
+        if np.ptp(energy_D) == 0 and np.ptp(quality_D) == 0:
+            return {}
+        found = {"membership_probability": float(member_D.mean())}
+        if dominator is not None:
+            cheaper = self.energy[view][:, dominator] <= energy_D
+            better = self.quality[:, dominator] >= quality_D
+            found["dominated_probability"] = float((cheaper & better).mean())
+        return found
 
-    def dominates(self, view: str, winner: int, loser: int) -> float:
-        """The share of draws in which `winner` is at least as good in both and better in one."""
-        cheaper = self.energy[view][:, winner] <= self.energy[view][:, loser]
-        better = self.quality[:, winner] >= self.quality[:, loser]
-        return float((cheaper & better).mean())
 
-
-def _dominator(index: int, energy: np.ndarray, quality: np.ndarray, labels: list[str]) -> int:
+def _dominator(index: int, energy: np.ndarray, quality: np.ndarray) -> int:
     """The cheapest setting that dominates this one."""
     beats = (energy <= energy[index]) & (quality >= quality[index])
     beats &= (energy < energy[index]) | (quality > quality[index])
-    return min(np.flatnonzero(beats), key=lambda other: (energy[other], labels[other]))
+    return int(min(np.flatnonzero(beats), key=lambda other: (energy[other], other)))

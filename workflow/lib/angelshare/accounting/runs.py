@@ -12,6 +12,7 @@ from typing import Any
 
 import polars as pl
 
+from angelshare.accounting.bills import known_sum
 from angelshare.accounting.settings import AccountingSettings
 from angelshare.accounting.study import TEACHER_KINDS, Run, Study
 from angelshare.accounting.uncertainty import VIEWS, Exposures
@@ -33,7 +34,7 @@ def hyperparameter_names(study: Study) -> list[str]:
     names = sorted({name for run in study.runs for name in run.hyperparameters})
     if clash := [name for name in names if name in _TAKEN]:
         raise AngelshareError(
-            f"hyperparameter {clash[0]} has the name of a column of the accounting tables: rename it"
+            f"hyperparameter {clash[0]} is named like a column of the accounting tables: rename it"
         )
     return names
 
@@ -44,7 +45,7 @@ def benchmark_names(study: Study) -> list[str]:
     taken = _TAKEN | set(hyperparameter_names(study))
     if clash := [name for name in names if name in taken]:
         raise AngelshareError(
-            f"benchmark {clash[0]} has the name of a column of the accounting tables: rename it"
+            f"benchmark {clash[0]} is named like a column of the accounting tables: rename it"
         )
     return names
 
@@ -106,10 +107,12 @@ def _described(study: Study) -> pl.DataFrame:
         columns[name] = _column(name, [run.hyperparameters.get(name) for run in study.runs])
     varying = _varying(study.runs)
     columns["setting"] = [setting_label(run, varying.get(run.pipeline, ())) for run in study.runs]
-    columns["distilled"] = [any(kind in TEACHER_KINDS for kind, _ in r.artifacts) for r in study.runs]
+    columns["distilled"] = [
+        any(kind in TEACHER_KINDS for kind, _ in r.artifacts) for r in study.runs
+    ]
     columns["tokens"] = [run.tokens for run in study.runs]
     columns["parameters"] = [run.parameters for run in study.runs]
-    schema = {column: pl.String for column in (*RUN_COLUMNS[:-1], "setting")}
+    schema = dict.fromkeys((*RUN_COLUMNS[:-1], "setting"), pl.String)
     return pl.DataFrame(
         columns,
         schema_overrides={
@@ -145,7 +148,7 @@ def _varying(runs: tuple[Run, ...]) -> dict[str, tuple[str, ...]]:
 
 
 def setting_label(run: Run, varying: tuple[str, ...]) -> str:
-    """`kd small, T=2`: pipeline, student, and the hyperparameters that vary in the pipeline."""
+    """`kd small T=2`: pipeline, student, and the hyperparameters that vary in the pipeline."""
     symbols = {"temperature": "T", "alpha": "α"}
     parts = [f"{run.pipeline} {run.student}"]
     for name in varying:
@@ -153,7 +156,7 @@ def setting_label(run: Run, varying: tuple[str, ...]) -> str:
         if value is not None:
             text = f"{value:g}" if isinstance(value, float) else str(value)
             parts.append(f"{symbols.get(name, name)}={text}")
-    return ", ".join(parts)
+    return " ".join(parts)
 
 
 def _own_energy(study: Study, attempts: pl.DataFrame, settings: AccountingSettings) -> pl.DataFrame:
@@ -166,7 +169,7 @@ def _own_energy(study: Study, attempts: pl.DataFrame, settings: AccountingSettin
         .agg(
             student_only_j=pl.col("energy_j").filter(student).sum(),
             private_j=pl.col("energy_j").filter(~student).sum(),
-            student_only_co2e_g=pl.col("co2e_g").filter(student).sum(),
+            student_only_co2e_g=known_sum(pl.col("co2e_g").filter(student)),
             private_co2e_g=pl.col("co2e_g").filter(~student).sum(),
             wasted_j=pl.col("energy_j").filter(pl.col("status") != "ok").sum(),
             inference_j=pl.col("energy_j").filter(evaluation & (pl.col("status") == "ok")).sum(),
@@ -189,15 +192,13 @@ def _own_energy(study: Study, attempts: pl.DataFrame, settings: AccountingSettin
 
 
 def _upstream(study: Study, bills: pl.DataFrame, shares: pl.DataFrame) -> pl.DataFrame:
-    """Per run: the whole bills of its artifacts and its shares of them; the teacher's part apart."""
+    """Per run: the whole bills of its artifacts and its shares; the teacher's part apart."""
     named = pl.DataFrame(
         [(run.run, kind, key) for run in study.runs for kind, key in dict.fromkeys(run.artifacts)],
         schema={"run": pl.String, "kind": pl.String, "key": pl.String},
         orient="row",
     )
-    ours = (
-        shares.filter("ours").group_by("kind", "key", "run").agg(pl.col("share_j").sum())
-    )
+    ours = shares.filter("ours").group_by("kind", "key", "run").agg(pl.col("share_j").sum())
     charged = pl.col("charged_j")
     grams = pl.when(charged > 0).then(pl.col("share_j") / charged * pl.col("co2e_g")).otherwise(0.0)
     sums = (
@@ -216,9 +217,7 @@ def _upstream(study: Study, bills: pl.DataFrame, shares: pl.DataFrame) -> pl.Dat
         )
     )
     every = pl.DataFrame({"run": [run.run for run in study.runs]}, schema={"run": pl.String})
-    return every.join(sums, on="run", how="left").with_columns(
-        pl.exclude("run").fill_null(0.0)
-    )
+    return every.join(sums, on="run", how="left").with_columns(pl.exclude("run").fill_null(0.0))
 
 
 def _quality(study: Study) -> pl.DataFrame:
@@ -245,7 +244,9 @@ def _quality(study: Study) -> pl.DataFrame:
                     if complete
                     else None
                 ),
-                "quality_stderr": sum(e**2 for e in errors) ** 0.5 / len(errors) if complete else None,
+                "quality_stderr": sum(e**2 for e in errors) ** 0.5 / len(errors)
+                if complete
+                else None,
                 "benchmarks_missing": ", ".join(missing),
                 **{name: scores[name].score for name in scores},
             }
@@ -255,6 +256,6 @@ def _quality(study: Study) -> pl.DataFrame:
         "quality": pl.Float64,
         "quality_stderr": pl.Float64,
         "benchmarks_missing": pl.String,
-        **{name: pl.Float64 for name in benchmark_names(study)},
+        **dict.fromkeys(benchmark_names(study), pl.Float64),
     }
     return pl.DataFrame(rows, schema=schema)

@@ -98,7 +98,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """Everything one accounting is made from. Raises AngelshareError where it contradicts itself."""
+    """All that one accounting is made from. Raises AngelshareError where it contradicts itself."""
 
     team: str
     runs: tuple[Run, ...]
@@ -114,7 +114,9 @@ class Study:
         _unique("score", (f"{score.run} on {score.benchmark}" for score in self.scores))
         _unique("attempt folder", (str(source.folder) for source in self.sources))
         for artifact in self.artifacts:
-            _unique(f"consumer of {artifact.kind}/{artifact.key}", (c.id for c in artifact.consumers))
+            _unique(
+                f"consumer of {artifact.kind}/{artifact.key}", (c.id for c in artifact.consumers)
+            )
         for run in self.runs:
             for kind, key in run.artifacts:
                 if (kind, key) not in artifacts:
@@ -140,9 +142,7 @@ class Study:
             _known(f"attempt folder {source.folder}", source.run, runs)
         owner = (source.artifact_kind or "", source.artifact_key or "")
         if source.artifact_kind is not None and owner not in artifacts:
-            raise AngelshareError(
-                f"{source.folder}: its artifact {'/'.join(owner)} is not among the study's artifacts"
-            )
+            raise AngelshareError(f"{source.folder}: the study holds no artifact {'/'.join(owner)}")
 
 
 def _known(what: str, run: str, runs: set[str]) -> None:

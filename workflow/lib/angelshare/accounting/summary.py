@@ -60,9 +60,13 @@ def _row(
     for view in VIEWS:
         row[f"{view}_j_u95"] = float(exposed.views[view].combine(weights).bound()[0])
     row["quality_stderr"] = group["quality_stderr"].mean()
-    for name in ("tokens", "j_per_token", "co2e_g", "inference_j_per_token", *benchmarks):
+    means = ("tokens", "j_per_token", "co2e_g", "inference_j_per_token")
+    for name in (*means, "teacher_j", "teacher_share_j", *benchmarks):
         row[name] = group[name].mean()
-    row["teacher_j"], row["teacher_share_j"] = group["teacher_j"].mean(), group["teacher_share_j"].mean()
+    row["teacher_j"], row["teacher_share_j"] = (
+        group["teacher_j"].mean(),
+        group["teacher_share_j"].mean(),
+    )
     row["wasted_j"], row["parameters"] = group["wasted_j"].sum(), group["parameters"][0]
     row["note"] = _note(group)
     return row

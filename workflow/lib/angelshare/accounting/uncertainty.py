@@ -78,7 +78,7 @@ class SharedDraws:
 
 @dataclass(frozen=True, slots=True)
 class Exposures:
-    """The exposure of every run (in the study's order) under each view, and of its teacher's part."""
+    """The exposure of every run, in the study's order, under each view and of its teacher part."""
 
     runs: tuple[str, ...]
     views: dict[str, Exposure]
@@ -240,6 +240,14 @@ class Repeats:
         normal = generator.standard_normal((draws, len(self.residuals_NC)))
         scale = np.sqrt(self.squared_weight / generator.chisquare(self.df, draws))
         return self.mean_C + scale[:, None] * (normal @ self.residuals_NC)
+
+
+def interval(drawn_D: np.ndarray) -> tuple[float, float] | tuple[None, None]:
+    """The central 95 % of draws; None where they do not differ, for then nothing is known of it."""
+    if np.ptp(drawn_D) == 0:
+        return None, None
+    low, high = np.quantile(drawn_D, [0.025, 0.975])
+    return float(low), float(high)
 
 
 def t_interval(values: Sequence[float]) -> tuple[float | None, float | None, float | None]:

@@ -31,7 +31,7 @@ def energy_unit(values_j: Iterable[float | None]) -> Unit:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """`value` to `digits` significant digits, without an exponent where people would not write one."""
+    """`value` to `digits` significant digits, with an exponent only where it is very long."""
     if value == 0 or not math.isfinite(value):
         return "0" if value == 0 else str(value)
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))

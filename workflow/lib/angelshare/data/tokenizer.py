@@ -18,9 +18,13 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from angelshare.data.problems import teacher_problems
+from angelshare.data.settings import TokenizerSettings, WordProblems
 from angelshare.files import publish_bytes
 
 BOS, EOS, PAD, UNK = "<bos>", "<eos>", "<pad>", "<unk>"
+TRAINING_PROBLEMS = 4000
+MAX_LENGTH = 128
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -64,6 +68,15 @@ def train_tokenizer(
     )
     fast.chat_template = CHAT_TEMPLATE
     return fast
+
+
+def problem_tokenizer(
+    settings: TokenizerSettings, problems: WordProblems
+) -> PreTrainedTokenizerFast:
+    """The tokenizer of a study on word problems, trained on none of the study's own problems."""
+    sample = teacher_problems(problems, TRAINING_PROBLEMS)
+    texts = (text for problem in sample for text in problem)
+    return train_tokenizer(texts, settings.vocab_size, MAX_LENGTH)
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

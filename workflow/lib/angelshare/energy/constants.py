@@ -7,6 +7,7 @@ written only costs that time. Nothing here uses the network or writes into the w
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import logging
 import os
@@ -111,10 +112,8 @@ def _remembered(key: str, compute: Callable[[], Any]) -> Any:
     if key not in known:
         logging.getLogger("codecarbon").disabled = True
         known[key] = compute()
-        try:
+        with contextlib.suppress(OSError):
             publish_json(path, known)
-        except OSError:
-            pass
     return known[key]
 
 

@@ -7,6 +7,7 @@ versions, so readers keep what they do not know; none is removed or given anothe
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -21,7 +22,6 @@ from angelshare.energy.measures import (
     Phase,
     Total,
 )
-
 
 
 class Attempt(Part):
@@ -234,9 +234,7 @@ class Bill(Part):
 class Record(Part):
     """Energy sidecar of one attempt of one rule."""
 
-    schema_: Literal["energy-sidecar/1"] = Field(
-        default="energy-sidecar/1", alias="schema"
-    )
+    schema_: Literal["energy-sidecar/1"] = Field(default="energy-sidecar/1", alias="schema")
     record: Attempt
     run: Run
     time: Time
@@ -276,3 +274,7 @@ def _without_null_defaults(node: Any) -> Any:
     if isinstance(node, list):
         return [_without_null_defaults(item) for item in node]
     return node
+
+
+if __name__ == "__main__":
+    print(json.dumps(json_schema(), indent=1, sort_keys=True))

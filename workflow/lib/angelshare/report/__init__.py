@@ -1,0 +1,1 @@
+"""The report: figures for papers and one HTML file that opens anywhere, drawn from the tables."""

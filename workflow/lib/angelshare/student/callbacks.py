@@ -16,13 +16,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from angelshare.errors import AngelshareError
 from angelshare.student.settings import StoppingSettings
 
-Say = Callable[[str], None]
-"""Takes a line of progress."""
+Progress = Callable[[int, int, str], None]
+"""Takes the step, the steps of the whole schedule and a remark; may drop most of them."""
 Count = Callable[..., None]
 """Takes work done as keyword arguments: trained, evaluated (tokens), samples, steps."""
 
 METRIC = "cross_entropy"
-SECONDS_BETWEEN_LINES = 5.0
 
 
 def evaluations(state: TrainerState) -> list[float]:
@@ -51,7 +50,7 @@ def should_stop(state: TrainerState, settings: StoppingSettings) -> bool:
 
 
 class Stopping(TrainerCallback):
-    """Early stopping on the validation cross-entropy; a loss that is not finite stops with an error."""
+    """Early stopping on the validation cross-entropy, and an error where the loss is not finite."""
 
     def __init__(self, settings: StoppingSettings) -> None:
         self.settings = settings
@@ -80,7 +79,7 @@ class Stopping(TrainerCallback):
 
 
 class Bookkeeping(TrainerCallback):
-    """Reports work as it is done: trained tokens (padding excluded), samples, steps, evaluated tokens."""
+    """Reports work as it is done: trained and evaluated tokens (no padding), samples, steps."""
 
     def __init__(self, count: Count, train_rows: int, validation_tokens: int) -> None:
         self.count, self.train_rows, self.validation_tokens = count, train_rows, validation_tokens
@@ -110,13 +109,12 @@ class Bookkeeping(TrainerCallback):
         return round((state.epoch or 0) * self.train_rows)
 
 
-class Progress(TrainerCallback):
-    """At most one line every five seconds, and one at the end."""
+class Reporting(TrainerCallback):
+    """Step, latest losses and the time left, whenever the Trainer logs."""
 
-    def __init__(self, say: Say) -> None:
-        self.say = say
-        self.started = self.spoken = time.monotonic()
-        self.first_step = 0
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.started, self.first_step = time.monotonic(), 0
         self.losses: dict[str, float] = {}
 
     def on_train_begin(
@@ -124,6 +122,8 @@ class Progress(TrainerCallback):
     ) -> None:
         """Remember where this attempt begins."""
         self.started, self.first_step = time.monotonic(), state.global_step
+        if state.global_step:
+            self.progress(state.global_step, state.max_steps, "resuming from a checkpoint")
 
     def on_log(
         self,
@@ -133,21 +133,12 @@ class Progress(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        """Say step, losses and the time left, if the last line is old enough."""
+        """Say where training stands."""
         names = {"loss": "loss", f"eval_{METRIC}": "validation"}
         self.losses |= {names[key]: value for key, value in (logs or {}).items() if key in names}
-        if time.monotonic() - self.spoken >= SECONDS_BETWEEN_LINES:
-            self._line(state)
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Say how it ended."""
-        self._line(state)
-
-    def _line(self, state: TrainerState) -> None:
-        self.spoken = time.monotonic()
         done = state.global_step - self.first_step
-        left = (self.spoken - self.started) / max(done, 1) * (state.max_steps - state.global_step)
-        losses = ", ".join(f"{name} {value:.4f}" for name, value in self.losses.items())
-        self.say(f"step {state.global_step}/{state.max_steps}, {losses}, {left:.0f} s left")
+        if done:
+            elapsed_s = time.monotonic() - self.started
+            left_s = elapsed_s / done * (state.max_steps - state.global_step)
+            losses = ", ".join(f"{name} {value:.4f}" for name, value in self.losses.items())
+            self.progress(state.global_step, state.max_steps, f"{losses}, {left_s:.0f} s left")

@@ -1,8 +1,8 @@
 """Resuming: which checkpoint a run may continue from, and what it says.
 
-The Trainer writes `trainer_state.json` last, so a checkpoint without a readable one was cut off by a
-kill and is removed. The request's digest beside the checkpoints says which run they belong to; those
-of any other run are discarded.
+The Trainer writes `trainer_state.json` last, so a checkpoint without a readable one was cut off by
+a kill and is removed. The request's digest beside the checkpoints says which run they belong to;
+those of any other run are discarded.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ REQUEST_NAME = "request.json"
 def newest_checkpoint(folder: Path, request_digest: str) -> Path | None:
     """The newest whole checkpoint of this request in ``folder``, which is made if need be.
 
-    Whatever else lies there, the remains of other requests and half-written checkpoints, is removed.
+    Whatever else lies there (remains of other requests, half-written checkpoints) is removed.
     """
     marker = folder / REQUEST_NAME
     if folder.exists() and (

@@ -1,4 +1,4 @@
-"""Training data as tensors: encoded conversations, with the teacher's cached targets where there are.
+"""Training data as tensors: encoded conversations, with the teacher's cached targets if any.
 
 A row is checked against the cache when it is opened: the digest of its token ids and target marks
 must be the one that the teacher's pass recorded, or the run stops. Batches are padded on the right
@@ -122,16 +122,16 @@ def _aligned(rows: Sequence[EncodedRow], cache: LogitCache, max_length: int) -> 
     for row_id, encoded in rows:
         if row_id not in places:
             raise AngelshareError(
-                f"row {row_id!r} is not in the logit cache ({len(cached)} rows): the cache was made "
-                "from another table. Capture the logits of the table that the student trains on"
+                f"row {row_id!r} is not in the logit cache ({len(cached)} rows), so the cache was "
+                "made from another table. Capture the logits of the table the student trains on"
             )
         number, digest = places[row_id]
         if digest != encoded.sha256:
             raise AngelshareError(
-                f"row {row_id!r}: the cache was made from other tokens. Its digest of ids and targets "
-                f"is {digest.hex()}, the student's is {encoded.sha256.hex()}. Tokenizer, chat "
-                f"template, messages and max_length (here {max_length}) must be the teacher's; "
-                "otherwise capture anew"
+                f"row {row_id!r}: the cache was made from other tokens. Its digest of ids and "
+                f"targets is {digest.hex()}, the student's is {encoded.sha256.hex()}. Tokenizer, "
+                f"chat template, messages and max_length (here {max_length}) must be those of the "
+                "teacher's pass; otherwise capture anew"
             )
         found.append(number)
     return found
@@ -140,9 +140,9 @@ def _aligned(rows: Sequence[EncodedRow], cache: LogitCache, max_length: int) -> 
 def collator(pad_id: int) -> Callable[[Sequence[Example]], Batch]:
     """A function from examples to a batch.
 
-    ``input_ids``, ``attention_mask`` and ``labels`` are int64 [B, L]; where examples carry a teacher,
-    ``teacher_ids`` int64 [T, k], ``teacher_logits`` float32 [T, k] and ``teacher_log_partition``
-    float32 [T] follow, T being the batch's target positions.
+    ``input_ids``, ``attention_mask`` and ``labels`` are int64 [B, L]; where examples carry a
+    teacher, ``teacher_ids`` int64 [T, k], ``teacher_logits`` float32 [T, k] and
+    ``teacher_log_partition`` float32 [T] follow, T being the batch's target positions.
     """
 
     def collate(examples: Sequence[Example]) -> Batch:

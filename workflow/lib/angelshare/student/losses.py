@@ -1,8 +1,8 @@
 """Losses of a student on target positions: pure functions, in nats, summed in float32.
 
-Shapes: T target positions, V vocabulary, k kept teacher tokens. Every function returns a **sum** over
-positions; the caller divides by the global count of target tokens, so that no loss depends on how
-a batch was cut into forward passes. Logits are first restricted to the tokenizer's vocabulary
+Shapes: T target positions, V vocabulary, k kept teacher tokens. Every function returns a **sum**
+over positions; the caller divides by the global count of target tokens, so that no loss depends on
+how a batch was cut into forward passes. Logits are first restricted to the tokenizer's vocabulary
 (`restrict`): the padding rows of an embedding matrix are -inf on both sides.
 
 The teacher is a `TopK`: its k best tokens at each position with exact log-probabilities at the
@@ -31,7 +31,7 @@ class TopK:
     token_ids_Tk: Tensor
     """int64; different within a row."""
     log_probs_Tk: Tensor
-    """float32, log-probabilities at ``temperature`` in the distribution over the whole vocabulary."""
+    """float32, log-probabilities at ``temperature`` within the whole vocabulary."""
     temperature: float
 
 
@@ -90,9 +90,10 @@ def topk_kl_sum(student_logits_TV: Tensor, teacher: TopK) -> Tensor:
     """T² · KL(p ‖ q) at the teacher's temperature, tail as one more outcome; ≥ 0.
 
     With p_j, q_j over the k tokens and p_0, q_0 = 1 - sum_j over the tail,
-    KL = sum_j p_j log(p_j / q_j) + p_0 log(p_0 / q_0). T² keeps the size of the gradient independent
-    of T (Hinton, Vinyals, Dean 2015, arXiv:1503.02531). log q_0 is the logsumexp over the complement,
-    never log(1 - sum), so its gradient stays finite when the student's top k hold all mass.
+    KL = sum_j p_j log(p_j / q_j) + p_0 log(p_0 / q_0). T² keeps the size of the gradient
+    independent of T (Hinton, Vinyals, Dean 2015, arXiv:1503.02531). log q_0 is the logsumexp over
+    the complement, never log(1 - sum): its gradient stays finite when the student's top k hold all
+    mass.
     """
     scaled_TV = student_logits_TV.float() / teacher.temperature
     log_z_T1 = scaled_TV.logsumexp(-1, keepdim=True)
@@ -125,9 +126,10 @@ def _divergence_terms(log_p: Tensor, log_q: Tensor) -> Tensor:
 def truncated_kl_sum(student_logits_TV: Tensor, teacher: TopK) -> Tensor:
     """T² · sum_j p_j log(p_j / q_j) over the k kept tokens only: the paper's form.
 
-    No divergence: p and q do not sum to 1 over the kept tokens, so the value can be negative (teacher
-    0.5, 0.2 and student 0.6, 0.3 give -0.172). Its gradient for a kept token is a · q_j - p_j with
-    a = sum_j p_j < 1, not 0 at q = p: it inflates the kept tokens by 1 / a and drives the tail to 0.
+    No divergence: p and q do not sum to 1 over the kept tokens, so the value can be negative
+    (teacher 0.5, 0.2 and student 0.6, 0.3 give -0.172). Its gradient for a kept token is
+    a · q_j - p_j with a = sum_j p_j < 1, not 0 at q = p: it inflates the kept tokens by 1 / a and
+    drives the tail to 0.
     """
     scaled_TV = student_logits_TV.float() / teacher.temperature
     log_q = scaled_TV.log_softmax(-1).gather(-1, teacher.token_ids_Tk)

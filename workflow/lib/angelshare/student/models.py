@@ -1,35 +1,40 @@
-"""Student models: made from a shape and a seed, or loaded; published as a folder others can load."""
+"""Student models: made from a shape and a seed, or loaded; published as a folder others load."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
     Olmo2Config,
     Olmo2ForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
 )
+from transformers.utils import logging
 
+from angelshare.data.tokenizer import save_tokenizer
 from angelshare.errors import AngelshareError
-from angelshare.files import sync_file, sync_folder
+from angelshare.files import TEMPORARY_PREFIX, sync_folder
 from angelshare.student.settings import PretrainedStudent, ScratchStudent
+from angelshare.teacher.models import load_causal_lm, save_model
 
 
-def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase:
-    """A tokenizer from a folder or hub name; ``AngelshareError`` when there is none."""
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Keep transformers from drawing bars for the files it reads and writes."""
+    drawn = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise AngelshareError(f"no tokenizer can be loaded from {folder}: {error}") from error
-    return tokenizer
+        yield
+    finally:
+        if drawn:
+            logging.enable_progress_bar()
 
 
 def make_student(
@@ -40,32 +45,19 @@ def make_student(
 ) -> PreTrainedModel:
     """A student in float32. The same seed gives the same weights in every pipeline.
 
-    Raises ``AngelshareError`` when a pretrained model cannot be loaded or has fewer token embeddings
-    than the tokenizer has tokens.
+    Raises ``AngelshareError`` when a pretrained model cannot be loaded or has fewer token
+    embeddings than the tokenizer has tokens.
     """
     if isinstance(init, ScratchStudent):
         set_seed(seed)
         return Olmo2ForCausalLM(_config(init, tokenizer, max_length))
-    model = load_model(init.model, init.revision)
-    rows = model.get_input_embeddings().weight.shape[0]
+    model = load_causal_lm(init.model, revision=init.revision, dtype="float32")
+    rows = model.get_input_embeddings().weight.size(0)  # type: ignore[operator]
     if rows < len(tokenizer):
         raise AngelshareError(
             f"{init.model} embeds {rows} tokens, its tokenizer has {len(tokenizer)}: they do not "
             "belong together"
         )
-    return model
-
-
-def load_model(name: Path | str, revision: str | None = None) -> PreTrainedModel:
-    """A causal language model in float32; ``AngelshareError`` when it cannot be loaded."""
-    try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            name, revision=revision or "main", dtype=torch.float32
-        )
-    except (OSError, ValueError) as error:
-        raise AngelshareError(
-            f"no causal language model can be loaded from {name}: {error}"
-        ) from error
     return model
 
 
@@ -92,22 +84,21 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
         if token is not None:
             return int(token)
     raise AngelshareError(
-        f"{tokenizer.name_or_path}: the tokenizer has neither a padding nor an end-of-sequence token"
+        f"{tokenizer.name_or_path}: the tokenizer has neither padding nor end-of-sequence token"
     )
 
 
 def publish_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Publish model and tokenizer as ``folder``, which appears as a whole and replaces an older one."""
+    """Publish model and tokenizer as ``folder``, which appears whole and replaces an older one."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{folder.name}-", dir=folder.parent))
+    temporary = Path(
+        tempfile.mkdtemp(prefix=f"{TEMPORARY_PREFIX}{folder.name}-", dir=folder.parent)
+    )
     try:
         model.config.use_cache = True
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        for path in temporary.iterdir():
-            sync_file(path, 0o644)
+        save_model(model, temporary)
+        save_tokenizer(tokenizer, temporary)
         temporary.chmod(0o755)
-        sync_folder(temporary)
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(temporary, folder)

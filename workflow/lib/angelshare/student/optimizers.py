@@ -16,7 +16,7 @@ MUON_MOMENTUM = 0.95
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Muon on some parameters and AdamW on the others, as one optimizer for schedule and checkpoint.
+    """Muon on some parameters and AdamW on the others: one optimizer to schedule and checkpoint.
 
     ``param_groups`` are the groups of both, the same objects, so that a scheduler reaches them.
     """
@@ -71,7 +71,8 @@ def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim
         if isinstance(module, nn.Embedding)
         for parameter in module.parameters()
     }
-    matrices, rest = [], []
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue

@@ -53,7 +53,7 @@ StudentInit = Annotated[
 
 
 class LossSettings(Settings):
-    """The distillation loss: alpha · CE + (1 − alpha) · T² · KL(teacher ‖ student) at temperature T."""
+    """The distillation loss: alpha · CE + (1 - alpha) · T² · KL(teacher ‖ student), both at T."""
 
     alpha: float = Field(default=0.5, ge=0, le=1)
     """Weight of the cross-entropy on the hard labels; the teacher's divergence has the rest."""
@@ -69,8 +69,8 @@ class OptimizerSettings(Settings):
     """What turns gradients into steps."""
 
     name: Literal["adafactor", "adamw", "muon"] = "adafactor"
-    """``adafactor`` without relative steps or parameter scaling, the paper's; ``adamw``; or ``muon``
-    on the matrices of the blocks with AdamW on embeddings and norms."""
+    """``adafactor`` without relative steps or parameter scaling, the paper's; ``adamw``; or
+    ``muon`` on the matrices of the blocks with AdamW on embeddings and norms."""
     learning_rate: float = Field(default=5e-5, gt=0)
     """Peak learning rate; of the matrices for ``muon``."""
     adamw_learning_rate: float = Field(default=4e-3, gt=0)

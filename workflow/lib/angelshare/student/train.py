@@ -1,8 +1,8 @@
 """Training a student: one code path for every pipeline; only data and loss differ.
 
-The loop is transformers' Trainer. Each pass adds its loss **sum** divided by the target tokens of the
-whole optimizer step, so that 4 × 16 accumulated passes and one of 64 give the same gradient. The
-metric that decides about stopping and the best checkpoint is the same for all pipelines: the
+The loop is transformers' Trainer. Each pass adds its loss **sum** divided by the target tokens of
+the whole optimizer step, so that 4 × 16 accumulated passes and one of 64 give the same gradient.
+The metric that decides about stopping and the best checkpoint is the same for all pipelines: the
 cross-entropy of the validation split's hard labels, in nats per target token, summed over all
 tokens before it is divided.
 
@@ -36,7 +36,7 @@ from angelshare.student.callbacks import (
     Bookkeeping,
     Count,
     Progress,
-    Say,
+    Reporting,
     Stopping,
     evaluations,
     should_stop,
@@ -44,11 +44,10 @@ from angelshare.student.callbacks import (
 from angelshare.student.checkpoints import checkpoint_of, newest_checkpoint, read_state
 from angelshare.student.dataset import DistilledDataset, EncodedDataset, collator
 from angelshare.student.models import (
-    load_model,
-    load_tokenizer,
     make_student,
     pad_token_id,
     publish_model,
+    without_progress_bars,
 )
 from angelshare.student.optimizers import make_optimizer
 from angelshare.student.settings import (
@@ -59,6 +58,7 @@ from angelshare.student.settings import (
 )
 from angelshare.student.trainer import StudentTrainer, mean_cross_entropy
 from angelshare.teacher.cache import LogitCache
+from angelshare.teacher.models import load_causal_lm, load_tokenizer
 
 LOGS_PER_EVALUATION = 5
 
@@ -73,6 +73,8 @@ class TrainRequest:
     """Used only where there is a ``cache``."""
     tokenizer: Path | str
     """Folder or hub name."""
+    tokenizer_revision: str | None = None
+    """The hub commit, for a hub name."""
     train: pa.Table
     """Sequence table; all of its rows are trained on."""
     validation: pa.Table
@@ -117,13 +119,18 @@ class TrainResult:
         return asdict(self)
 
 
-def train_student(request: TrainRequest, progress: Say, count: Count) -> TrainResult:
+def train_student(request: TrainRequest, progress: Progress, count: Count) -> TrainResult:
     """Train, keep the best weights by validation cross-entropy and publish them as ``request.out``.
 
     Deterministic on one machine for a given number of threads. Raises ``AngelshareError`` for data
     that does not fit the cache, the tokenizer or the settings, and for a loss that is not finite.
     """
-    tokenizer = load_tokenizer(request.tokenizer)
+    with without_progress_bars():
+        return _train(request, progress, count)
+
+
+def _train(request: TrainRequest, progress: Progress, count: Count) -> TrainResult:
+    tokenizer = load_tokenizer(request.tokenizer, revision=request.tokenizer_revision)
     train, validation = _datasets(request, tokenizer)
     max_steps = _max_steps(request.training, len(train))
     model = make_student(request.init, tokenizer, request.training.max_length, request.seed)
@@ -132,18 +139,30 @@ def train_student(request: TrainRequest, progress: Say, count: Count) -> TrainRe
     if state is None or not (
         state.global_step >= max_steps or should_stop(state, request.training.stopping)
     ):
-        if state:
-            progress(f"resuming from step {state.global_step} of {max_steps}")
         trainer = _trainer(request, tokenizer, model, (train, validation), max_steps)
         trainer.args.eval_on_start = resume is None
         trainer.add_callback(Bookkeeping(count, len(train), _tokens(validation)))
-        trainer.add_callback(Progress(progress))
+        trainer.add_callback(Reporting(progress))
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         state = trainer.state
-    best = load_model(checkpoint_of(request.checkpoints, state.best_global_step))
+    best_step, best_metric = state.best_global_step, state.best_metric
+    if best_step is None or best_metric is None:
+        raise AngelshareError(f"no evaluation gave a finite {METRIC}: the training diverged")
+    best = load_causal_lm(checkpoint_of(request.checkpoints, best_step), dtype="float32")
     publish_model(best, tokenizer, request.out)
     shutil.rmtree(request.checkpoints)
-    return _result(state, best, train, max_steps)
+    return TrainResult(
+        steps=state.global_step,
+        best_step=best_step,
+        cross_entropy=best_metric,
+        untrained_cross_entropy=evaluations(state)[0],
+        stopped_early=state.global_step < max_steps,
+        parameters=best.num_parameters(),
+        trained_tokens=state.num_input_tokens_seen,
+        train_rows=len(train),
+        dropped_rows=train.dropped,
+        history=history(state),
+    )
 
 
 def _datasets(
@@ -256,23 +275,6 @@ def _arguments(request: TrainRequest, max_steps: int) -> TrainingArguments:
     )
 
 
-def _result(
-    state: TrainerState, model: PreTrainedModel, train: EncodedDataset, max_steps: int
-) -> TrainResult:
-    return TrainResult(
-        steps=state.global_step,
-        best_step=state.best_global_step,
-        cross_entropy=state.best_metric,
-        untrained_cross_entropy=evaluations(state)[0],
-        stopped_early=state.global_step < max_steps,
-        parameters=model.num_parameters(),
-        trained_tokens=state.num_input_tokens_seen,
-        train_rows=len(train),
-        dropped_rows=train.dropped,
-        history=history(state),
-    )
-
-
 def history(state: TrainerState) -> list[dict[str, float]]:
     """The Trainer's log by step, in plain names."""
     names = {
@@ -281,7 +283,7 @@ def history(state: TrainerState) -> list[dict[str, float]]:
         "grad_norm": "gradient_norm",
         f"eval_{METRIC}": METRIC,
     }
-    steps: dict[int, dict[str, float]] = {}
+    steps: dict[float, dict[str, float]] = {}
     for entry in state.log_history:
         values = {name: float(entry[key]) for key, name in names.items() if key in entry}
         if values:

@@ -26,7 +26,7 @@ class StudentTrainer(Trainer):
     """The Trainer with the loss of `losses` on target positions."""
 
     def __init__(self, *args: Any, loss: LossSettings, vocab_size: int, **kwargs: Any) -> None:
-        """``loss`` mixes in the teacher of batches that carry one; ``vocab_size`` of the tokenizer."""
+        """``loss`` mixes in the teacher of batches that carry one; ``vocab_size``: tokenizer's."""
         super().__init__(*args, **kwargs)
         self.loss_settings, self.vocab_size = loss, vocab_size
         self.model_accepts_loss_kwargs = True
@@ -37,7 +37,7 @@ class StudentTrainer(Trainer):
         model: nn.Module,
         inputs: Batch,
         return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
+        num_items_in_batch: Any = None,
     ) -> Any:
         """The batch's share of the mean loss over the optimizer step's target tokens.
 

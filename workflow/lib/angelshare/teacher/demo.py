@@ -1,9 +1,9 @@
 """The demo teacher: a small OLMo-2 that learns word problems in about two CPU-minutes.
 
 It stands in for a downloaded teacher where no hub can be reached. Muon (momentum orthogonalised by
-Newton-Schulz steps, https://kellerjordan.github.io/posts/muon/) on the layers' matrices is decisive:
-with AdamW alone the same tokens give a quarter of the exact matches. One seed and one thread count
-give one teacher.
+Newton-Schulz steps, https://kellerjordan.github.io/posts/muon/) on the layers' matrices is
+decisive: with AdamW alone the same tokens give a quarter of the exact matches. One seed and one
+thread count give one teacher.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from transformers import (
 from angelshare.data.problems import Problem, teacher_problems
 from angelshare.data.sequences import Encoded, encode
 from angelshare.data.settings import TokenizerSettings, WordProblems
-from angelshare.data.tokenizer import save_tokenizer, train_tokenizer
+from angelshare.data.tokenizer import problem_tokenizer, save_tokenizer
 from angelshare.errors import AngelshareError
 from angelshare.files import publishing
 from angelshare.teacher.models import save_model
@@ -35,8 +35,7 @@ from angelshare.teacher.settings import DemoTeacher
 
 Progress = Callable[[int, int, str], None]
 CHECKPOINT = "checkpoint.pt"
-TOKENIZER_PROBLEMS = 4000
-BATCHES_SORTED_TOGETHER = 16
+SLICES = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +66,7 @@ def train_demo_teacher(
     ``count(trained=…)`` receives tokens without padding.
     """
     sample = teacher_problems(problems, settings.problems)
-    texts = (text for problem in sample[:TOKENIZER_PROBLEMS] for text in problem)
-    trained_tokenizer = train_tokenizer(texts, tokenizer.vocab_size, settings.max_length)
+    trained_tokenizer = problem_tokenizer(tokenizer, problems)
     sequences = [_encode(trained_tokenizer, problem, settings.max_length) for problem in sample]
     model = _new_model(settings, trained_tokenizer)
     stats = _train(model, sequences, settings, checkpoints, progress, count)
@@ -133,26 +131,31 @@ def _train(
     ]
     parts = [model, *optimizers, *schedules]
     done = _resume(checkpoints / CHECKPOINT, settings, parts)
-    batches = _batches([len(s.input_ids) for s in sequences], settings)
-    trained, loss = 0, torch.zeros(())
+    lengths = [len(sequence.input_ids) for sequence in sequences]
+    batches = _batches(len(sequences), settings)
+    trained, loss = 0, 0.0
     model.train()
     for step in range(done, settings.steps):
-        ids_BT, weights_BT = _pad([sequences[i] for i in batches[step]], settings)
-        loss = _weighted_loss(model, ids_BT, weights_BT)
-        loss.backward()
+        slices = [
+            _pad([sequences[i] for i in rows], settings) for rows in _slices(batches[step], lengths)
+        ]
+        weight = sum(float(weights_BT.sum()) for _, weights_BT in slices)
+        loss = 0.0
+        for ids_BT, weights_BT in slices:
+            part = _weighted_loss_sum(model, ids_BT, weights_BT) / weight
+            part.backward()
+            loss += part.item()
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-        tokens = sum(len(sequences[i].input_ids) for i in batches[step])
+        tokens = sum(lengths[i] for i in batches[step])
         trained += tokens
         count(trained=tokens)
-        progress(step + 1, settings.steps, f"loss {loss.item():.3f}")
+        progress(step + 1, settings.steps, f"loss {loss:.3f}")
         if (step + 1) % settings.checkpoint_steps == 0 and step + 1 < settings.steps:
             _checkpoint(checkpoints / CHECKPOINT, step + 1, settings, parts)
-    return DemoTeacherStats(
-        steps=settings.steps, trained_tokens=trained, last_loss=float(loss.item())
-    )
+    return DemoTeacherStats(steps=settings.steps, trained_tokens=trained, last_loss=loss)
 
 
 def _optimizers(model: PreTrainedModel, settings: DemoTeacher) -> list[torch.optim.Optimizer]:
@@ -174,27 +177,28 @@ def _lr_factor(step: int, settings: DemoTeacher) -> float:
     return max(0.0, (settings.steps - step) / max(1, settings.steps - settings.warmup_steps))
 
 
-def _batches(lengths: Sequence[int], settings: DemoTeacher) -> list[list[int]]:
-    """Row numbers of every step's batch: epochs in seeded order, alike lengths together.
-
-    Sixteen batches' worth of shuffled rows are sorted by length and cut, so a batch has little
-    padding and the sequence of batches stays random.
-    """
+def _batches(rows: int, settings: DemoTeacher) -> list[list[int]]:
+    """Row numbers of every step's batch: one shuffled epoch after another."""
     draw = random.Random(f"demo teacher/{settings.seed}")
-    batches: list[list[int]] = []
-    pool = settings.batch_size * BATCHES_SORTED_TOGETHER
-    while len(batches) < settings.steps:
-        order = list(range(len(lengths)))
+    numbers: list[int] = []
+    while len(numbers) < settings.steps * settings.batch_size:
+        order = list(range(rows))
         draw.shuffle(order)
-        epoch = []
-        for begin in range(0, len(order), pool):
-            rows = sorted(order[begin : begin + pool], key=lambda row: lengths[row])
-            epoch += [
-                rows[i : i + settings.batch_size] for i in range(0, len(rows), settings.batch_size)
-            ]
-        draw.shuffle(epoch)
-        batches += epoch
-    return batches[: settings.steps]
+        numbers += order
+    return [
+        numbers[step * settings.batch_size : (step + 1) * settings.batch_size]
+        for step in range(settings.steps)
+    ]
+
+
+def _slices(batch: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
+    """The batch in three passes of alike lengths: little padding, and still a mixed batch.
+
+    Batches of alike lengths throughout need less padding yet, but learn much worse.
+    """
+    ordered = sorted(batch, key=lambda row: lengths[row])
+    size = -(-len(ordered) // SLICES)
+    return [ordered[begin : begin + size] for begin in range(0, len(ordered), size)]
 
 
 def _pad(rows: Sequence[Encoded], settings: DemoTeacher) -> tuple[Tensor, Tensor]:
@@ -211,12 +215,11 @@ def _pad(rows: Sequence[Encoded], settings: DemoTeacher) -> tuple[Tensor, Tensor
     return ids_BT, weights_BT
 
 
-def _weighted_loss(model: PreTrainedModel, ids_BT: Tensor, weights_BT: Tensor) -> Tensor:
-    """Cross-entropy of each token given those before it, averaged with its weight, in nats."""
+def _weighted_loss_sum(model: PreTrainedModel, ids_BT: Tensor, weights_BT: Tensor) -> Tensor:
+    """Cross-entropy of each token given those before it, in nats, times its weight, summed."""
     logits_BTV = model(input_ids=ids_BT, use_cache=False).logits[:, :-1]
     losses = cross_entropy(logits_BTV.flatten(0, 1), ids_BT[:, 1:].flatten(), reduction="none")
-    weights = weights_BT[:, 1:].flatten()
-    return (losses * weights).sum() / weights.sum()
+    return (losses * weights_BT[:, 1:].flatten()).sum()
 
 
 def _checkpoint(path: Path, step: int, settings: DemoTeacher, parts: Sequence) -> None:

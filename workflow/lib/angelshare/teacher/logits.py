@@ -1,8 +1,8 @@
 """Capturing a teacher's distribution: one forward pass over the data, kept as a logit cache.
 
-Only target positions pass through the head, whose rows beyond the tokenizer (vocabulary padding) are
-cut off before any sum. Head and sums are float32 whatever the weights' type. Batches are made of
-alike lengths; rows are written in table order, so neither batch size nor order shows in the cache.
+Only target positions pass through the head, whose rows beyond the tokenizer (vocabulary padding)
+are cut off before any sum. Head and sums are float32 whatever the weights' type. Batches are made
+of alike lengths and rows written in table order: neither batch size nor order shows in the cache.
 """
 
 from __future__ import annotations

@@ -6,21 +6,38 @@ Remote code is never run unless the settings ask for it; what cannot be found is
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 
 from angelshare.errors import AngelshareError
 from angelshare.files import publish_bytes
 
+NOT_LOADABLE = (OSError, ValueError, ImportError, SafetensorError)
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Keep transformers from drawing bars for the files it reads and writes."""
+    drawn = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if drawn:
+            logging.enable_progress_bar()
 
 
 def default_device() -> str:
@@ -40,7 +57,8 @@ def load_causal_lm(
     path_or_name: str | Path,
     *,
     revision: str | None = None,
-    dtype: DtypeName = "auto",
+    dtype: NOT_LOADABLE = (OSError, ValueError, ImportError, SafetensorError)
+DtypeName = "auto",
     device: str | None = None,
     attn_implementation: str = "sdpa",
     trust_remote_code: bool = False,
@@ -48,14 +66,15 @@ def load_causal_lm(
     """A model in evaluation mode on ``device``; ``AngelshareError`` if it cannot be had."""
     device = device or default_device()
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            path_or_name,
-            revision=revision,
-            dtype=resolve_dtype(dtype, device),
-            attn_implementation=attn_implementation,
-            trust_remote_code=trust_remote_code,
-        )
-    except (OSError, ValueError, ImportError) as error:
+        with without_progress_bars():
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+                path_or_name,
+                revision=revision,
+                dtype=resolve_dtype(dtype, device),
+                attn_implementation=attn_implementation,
+                trust_remote_code=trust_remote_code,
+            )
+    except NOT_LOADABLE as error:
         raise _not_loadable("model", path_or_name, revision, error) from error
     torch.nn.Module.to(model, device)
     return model.eval()
@@ -69,14 +88,14 @@ def load_tokenizer(
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             path_or_name, revision=revision, trust_remote_code=trust_remote_code
         )
-    except (OSError, ValueError, ImportError) as error:
+    except NOT_LOADABLE as error:
         raise _not_loadable("tokenizer", path_or_name, revision, error) from error
     return tokenizer
 
 
 def save_model(model: PreTrainedModel, folder: Path) -> None:
     """Publish a model's config, generation config and safetensors in ``folder``."""
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, without_progress_bars():
         model.save_pretrained(scratch)
         for path in sorted(Path(scratch).iterdir()):
             publish_bytes(folder / path.name, path.read_bytes())

@@ -82,7 +82,7 @@ class DecodingSettings(Settings):
     max_model_len: int | None = Field(default=None, gt=1)
     """Prompt and answer together; null takes what the model has positions for."""
     batch_size: int = Field(default=64, gt=0)
-    """Prompts answered at once; decides speed and memory, not the result."""
+    """Prompts answered at once; in float32 it decides speed and memory, not the result."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """The weights' type; auto is bfloat16 on a GPU and float32 on a CPU."""
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"

@@ -67,9 +67,7 @@ def _resolve(entry: str, uuids: list[str], migs: list[str]) -> tuple[int, str | 
     return (found[0], None) if len(found) == 1 and entry.startswith("GPU-") else None
 
 
-def open_nvml(
-    folder: str | None, environment: Mapping[str, str]
-) -> tuple[list[Gpu], list[str]]:
+def open_nvml(folder: str | None, environment: Mapping[str, str]) -> tuple[list[Gpu], list[str]]:
     """Open NVML with pynvml from ``folder``: the selected GPUs, and remarks in words.
 
     No library or no driver means no GPU and no remark; a driver that fails is a remark.
@@ -96,9 +94,7 @@ def open_nvml(
 def _inventory(nvml: Any, environment: Mapping[str, str]) -> tuple[list[Gpu], list[str]]:
     handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
     uuids = [_string(nvml.nvmlDeviceGetUUID(handle)) for handle in handles]
-    migs = [
-        f"{name}@{index}" for index, h in enumerate(handles) for name in _mig_names(nvml, h)
-    ]
+    migs = [f"{name}@{index}" for index, h in enumerate(handles) for name in _mig_names(nvml, h)]
     chosen, remarks = select(environment, uuids, migs)
     models = {_string(nvml.nvmlDeviceGetName(handle)) for handle in handles}
     numbered = environment.get("CUDA_VISIBLE_DEVICES", "GPU")[:1].isdigit()

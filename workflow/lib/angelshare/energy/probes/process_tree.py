@@ -16,7 +16,7 @@ PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 class _Process:
     """The last reading of one process: its parent, own and waited-for CPU ticks, pages."""
 
-    __slots__ = ("children_ticks", "parent", "pages", "start", "ticks")
+    __slots__ = ("children_ticks", "pages", "parent", "start", "ticks")
 
     def __init__(self, fields: list[bytes]) -> None:
         self.parent = int(fields[1])
@@ -109,7 +109,7 @@ def _lost(before: dict[int, _Process], alive: dict[int, _Process]) -> int:
 
 
 def machine_busy_s() -> float:
-    """CPU seconds the whole machine has been busy since boot (idle, I/O wait and steal left out)."""
+    """CPU seconds the whole machine has been busy since boot (without idle, I/O wait, steal)."""
     with open("/proc/stat", "rb", buffering=0) as stream:
         fields = stream.readline().split()[1:8]
     user, nice, system, _idle, _iowait, irq, softirq = (int(field) for field in fields)

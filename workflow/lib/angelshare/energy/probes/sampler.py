@@ -133,10 +133,19 @@ class Sampler:
             t=ended_ns,
             reason=reason,
             cpu_s=usage.ru_utime + usage.ru_stime,
-            max_rss_bytes=usage.ru_maxrss * 1024,
+            max_rss_bytes=_peak_bytes(),
         )
         os.fdatasync(self.trace)
         os.close(self.trace)
+
+
+def _peak_bytes() -> int:
+    """Largest resident size of this process; rusage would count its parent's at the fork."""
+    with open("/proc/self/status", "rb") as stream:
+        for line in stream:
+            if line.startswith(b"VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return 0
 
 
 def _first_line() -> bytes:

@@ -1,0 +1,125 @@
+"""Encoded rows, their alignment with the cache, and the batches made of them."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+
+from angelshare.data.sequences import Encoded
+from angelshare.data.tables import in_splits
+from angelshare.errors import AngelshareError
+from angelshare.student.dataset import (
+    DistilledDataset,
+    EncodedDataset,
+    Example,
+    collator,
+)
+from angelshare.student.losses import IGNORED
+from angelshare.student.models import make_student
+from angelshare.student.settings import ScratchStudent
+from angelshare.teacher.cache import LogitCache
+from angelshare.teacher.models import load_tokenizer
+
+from .conftest import GRID, MAX_LENGTH, encoded_rows, position_logits, write_cache_of
+
+SHAPE = ScratchStudent(hidden_size=16, layers=1, heads=2, intermediate_size=24)
+
+
+@pytest.fixture(scope="module")
+def cache_path(
+    problems: pa.Table, tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A cache over the training rows, in reverse order."""
+    path = tmp_path_factory.mktemp("cache") / "part.parquet"
+    teacher = make_student(SHAPE, load_tokenizer(tokenizer_folder), MAX_LENGTH, seed=8)
+    rows = encoded_rows(in_splits(problems, ["train"]), tokenizer_folder)
+    write_cache_of(teacher, rows[::-1], path)
+    return path
+
+
+def distilled(
+    table: pa.Table, tokenizer_folder: Path, cache_path: Path, temperature: float = 2.0
+) -> DistilledDataset:
+    tokenizer = load_tokenizer(tokenizer_folder)
+    return DistilledDataset(table, tokenizer, MAX_LENGTH, LogitCache([cache_path]), temperature)
+
+
+def test_batches_are_padded_on_the_right_and_labelled_on_targets_only() -> None:
+    short = Encoded(input_ids=[5, 6, 7], targets=[False, False, True], sha256=b"")
+    long = Encoded(input_ids=[5, 8, 9, 1, 4], targets=[False, True, True, False, True], sha256=b"")
+    batch = collator(pad_id=0)([Example(short, None), Example(long, None)])
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 0, 0], [5, 8, 9, 1, 4]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
+    no = IGNORED
+    assert batch["labels"].tolist() == [[no, no, 7, no, no], [no, 8, 9, no, 4]]
+    assert set(batch) == {"input_ids", "attention_mask", "labels"}
+
+
+def test_teacher_targets_follow_the_rows_of_the_batch(
+    problems: pa.Table, tokenizer_folder: Path, cache_path: Path
+) -> None:
+    dataset = distilled(in_splits(problems, ["train"]), tokenizer_folder, cache_path)
+    batch = collator(pad_id=0)([dataset[7], dataset[2]])
+    teacher = make_student(SHAPE, load_tokenizer(tokenizer_folder), MAX_LENGTH, seed=8)
+    exact = torch.cat([position_logits(teacher, dataset.rows[i]) for i in (7, 2)]).double()
+    relative = exact.log_softmax(-1)
+    assert batch["teacher_ids"].tolist() == relative.topk(8, dim=-1).indices.tolist()
+    expected = (exact / 2.0).log_softmax(-1).gather(-1, batch["teacher_ids"])
+    found = batch["teacher_logits"] / 2.0 - batch["teacher_log_partition"][:, None]
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)
+    assert (batch["labels"][:, 1:] != IGNORED).sum() == len(batch["teacher_ids"])
+
+
+def test_other_tokens_than_the_teachers_are_refused(
+    problems: pa.Table, tokenizer_folder: Path, cache_path: Path
+) -> None:
+    rows = in_splits(problems, ["train"]).to_pylist()
+    rows[5]["messages"][1]["content"] += "1"
+    changed = pa.Table.from_pylist(rows, schema=problems.schema)
+    with pytest.raises(AngelshareError) as caught:
+        distilled(changed, tokenizer_folder, cache_path)
+    message = str(caught.value)
+    cached = {row.id: row for row in map(LogitCache([cache_path]).row, range(48))}
+    new = EncodedDataset(changed, load_tokenizer(tokenizer_folder), MAX_LENGTH).rows[5].encoded
+    assert repr(rows[5]["id"]) in message
+    assert cached[rows[5]["id"]].tokens_sha256.hex() in message
+    assert new.sha256.hex() in message
+    assert "made from other tokens" in message
+    assert "capture anew" in message
+
+
+def test_rows_that_the_cache_lacks_are_refused(
+    problems: pa.Table, tokenizer_folder: Path, cache_path: Path
+) -> None:
+    with pytest.raises(AngelshareError, match=r"'validation-0+' is not in the logit cache"):
+        distilled(in_splits(problems, ["validation"]), tokenizer_folder, cache_path)
+
+
+def test_a_temperature_off_the_grid_is_refused(
+    problems: pa.Table, tokenizer_folder: Path, cache_path: Path
+) -> None:
+    with pytest.raises(AngelshareError, match=r"grid \[1\.0, 2\.0, 4\.0\]"):
+        distilled(in_splits(problems, ["train"]), tokenizer_folder, cache_path, 3.0)
+    assert 3.0 not in GRID
+
+
+def test_another_vocabulary_is_refused(
+    problems: pa.Table, tokenizer_folder: Path, cache_path: Path
+) -> None:
+    cache = LogitCache([cache_path])
+    cache.info = replace(cache.info, vocab_size=100278)
+    tokenizer = load_tokenizer(tokenizer_folder)
+    with pytest.raises(AngelshareError, match=r"100278 tokens.*distil from a synthetic corpus"):
+        DistilledDataset(in_splits(problems, ["train"]), tokenizer, MAX_LENGTH, cache, 1.0)
+
+
+def test_rows_without_an_answer_are_dropped_and_counted(
+    problems: pa.Table, tokenizer_folder: Path
+) -> None:
+    tokenizer = load_tokenizer(tokenizer_folder)
+    dataset = EncodedDataset(in_splits(problems, ["train", "unlabelled"]), tokenizer, MAX_LENGTH)
+    assert (len(dataset), dataset.dropped) == (48, 4)
+    with pytest.raises(AngelshareError, match="none of 4 rows"):
+        EncodedDataset(in_splits(problems, ["unlabelled"]), tokenizer, MAX_LENGTH)

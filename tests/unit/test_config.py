@@ -1,0 +1,167 @@
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from angelshare.config import load_config
+from angelshare.errors import AngelshareError
+from angelshare.generated import contents
+from angelshare.grid import plan_study
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def values():
+    return yaml.safe_load((ROOT / "config/config.yaml").read_text())
+
+
+def problems(values):
+    with pytest.raises(AngelshareError) as raised:
+        load_config(values)
+    return str(raised.value)
+
+
+def edit(values, path, value):
+    *parents, last = path.split(".")
+    for part in parents:
+        values = values[int(part) if part.isdigit() else part]
+    values[last] = value
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        ("training.learning_rat", 1, "training.learning_rat is not a known key"),
+        ("trainin", {}, "did you mean 'training'?"),
+        (
+            "loss.temperature",
+            -1,
+            "loss.temperature must be greater than 0 (got -1.0). See config/README.md#loss.",
+        ),
+        ("capture.top_k", "many", "capture.top_k must be a valid integer"),
+        (
+            "grid.0.students",
+            ["tyni"],
+            "grid[0].students: there is no 'tyni'; known are small, tiny. Did you mean 'tiny'?",
+        ),
+        ("grid.1.teacher", None, "grid[1].teacher is missing"),
+        ("grid.0.temperature", [2.0], "does not use (logits: false)"),
+        ("grid.1.temperature", [3.0], "add it to capture.temperatures"),
+        ("grid.1.training", {"max_steps": 0}, "grid[1].training.max_steps must be greater than 0"),
+        ("teachers.demo.tokenizer", "other", "teachers.demo.tokenizer: there is no 'other'"),
+        ("students.tiny.tokenizer", "other", "students.tiny.tokenizer: there is no 'other'"),
+        (
+            "teachers.big",
+            {"model": "allenai/OLMo-2-0325-32B-SFT"},
+            "teachers.big.revision is missing",
+        ),
+        ("teachers.big", {"model": "./nowhere"}, "it must be a saved model's folder"),
+        (
+            "datasets.mine",
+            {"source": "file", "path": "nowhere.jsonl"},
+            "there is no file 'nowhere.jsonl'",
+        ),
+        ("datasets.mine", {"source": "files"}, "datasets.mine"),
+        ("store", {"root": "/proc/nothing"}, "store.root: /proc is not writable"),
+        ("results", "pyproject.toml/x", "results: "),
+    ],
+)
+def test_bad_input_is_one_clear_line(values, monkeypatch, path, value, says):
+    monkeypatch.chdir(ROOT)
+    edit(values, path, value)
+    message = problems(values)
+    assert says in message
+    assert len(message.splitlines()) == 2
+
+
+def test_every_problem_is_named_at_once(values):
+    edit(values, "loss.alpha", 2)
+    edit(values, "capture.top_k", 0)
+    assert len(problems(values).splitlines()) == 3
+
+
+def test_generated_files_have_not_drifted():
+    for name, text in contents().items():
+        assert (ROOT / name).read_text() == text, f"{name} has drifted: run `make schemas`"
+
+
+def test_every_grid_is_valid(values, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for path in sorted((ROOT / "config/grids").glob("*.yaml")):
+        merged = {**values, **yaml.safe_load(path.read_text())}
+        assert plan_study(load_config(merged, str(path))).runs
+
+
+# -- the study -----------------------------------------------------------------------------------
+
+
+def study_of(values, **edits):
+    values = copy.deepcopy(values)
+    for path, value in edits.items():
+        edit(values, path.replace("__", "."), value)
+    return plan_study(load_config(values))
+
+
+def test_the_default_grid(values):
+    study = study_of(values)
+    kinds = sorted(plan.kind for plan in study.artifacts.values())
+    assert kinds == ["corpus", "dataset", "logits", "model", "scores", "tokenizer"]
+    assert len(study.runs) == 3 * 2 * 3 + 2 * 3
+    caches = {run.inputs["logits"].key for run in study.runs.values() if "logits" in run.inputs}
+    assert len(caches) == 1, "the temperature sweep must reuse one cache"
+
+
+def test_a_hyperparameter_touches_its_own_runs_and_no_artifact(values):
+    before, after = study_of(values), study_of(values, grid__1__alpha=[0.3])
+    assert before.artifacts == after.artifacts
+    changed = set(before.runs) - set(after.runs)
+    assert {before.runs[name].pipeline for name in changed} == {"kd"}
+    assert len(changed) == 6
+
+
+def test_teacher_settings_reach_only_what_reads_them(values):
+    before, after = study_of(values), study_of(values, generation__seed=5)
+    assert {before.artifacts[key].kind for key in set(before.artifacts) - set(after.artifacts)} == {
+        "corpus"
+    }
+    gone = set(before.runs) - set(after.runs)
+    assert {before.runs[name].pipeline for name in gone} == {"synthetic_sft"}
+
+
+def test_an_unrelated_key_changes_no_recipe(values):
+    before, after = study_of(values), study_of(values, carbon={"pue": 1.2})
+    assert (set(before.artifacts), set(before.runs)) == (set(after.artifacts), set(after.runs))
+
+
+def test_parts_cover_every_row(values):
+    study = study_of(values, hardware={"part_rows": 1000})
+    parts = {plan.kind: plan.parts for plan in study.artifacts.values()}
+    assert parts["corpus"] == 5  # 500 + 4000 prompts
+    assert parts["logits"] == 1  # 500 labelled problems
+
+
+def test_a_distilled_run_stands_on_its_teacher_and_a_baseline_does_not(values):
+    kinds = {}
+    for run in study_of(values).runs.values():
+        kinds.setdefault(run.pipeline, sorted(plan.kind for plan in run.artifacts().values()))
+    assert kinds == {
+        "sft": ["dataset", "tokenizer"],
+        "kd": ["dataset", "logits", "model", "scores", "tokenizer"],
+        "synthetic_sft": ["corpus", "dataset", "model", "scores", "tokenizer"],
+    }
+
+
+def test_a_local_model_is_known_by_its_content(values, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    keys = []
+    for content in ("one", "two", "two"):
+        folder = tmp_path / f"model-{len(keys)}"
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        (folder / "model.safetensors").write_text(content)
+        study = study_of(values, teachers={"demo": {"model": str(folder)}})
+        keys.append(next(key for key, plan in study.artifacts.items() if plan.kind == "logits"))
+    assert keys[0] != keys[1]
+    assert keys[1] == keys[2]

@@ -1,0 +1,271 @@
+"""Findings in words, generated from the tables, so that what is said is what was computed.
+
+`headlines` are the three lines a user reads first; `findings` is the longer list of the report,
+ending in what the data do not support.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from angelshare.accounting.break_even import AT_ONCE, FINITE, NEVER, UNBOUNDED
+from angelshare.accounting.summary import FEW
+from angelshare.accounting.tables import Tables
+from angelshare.accounting.uncertainty import VIEWS
+from angelshare.accounting.units import energy, number
+
+VIEW_NAMES = {"student_only": "student only", "one_off": "one-off", "amortized": "amortised"}
+"""How the views are called in sentences, figures and the report."""
+
+SURE = 0.95
+
+
+class Finding(NamedTuple):
+    """A sentence of the report and what it is about."""
+
+    topic: str
+    text: str
+
+
+def headlines(tables: Tables) -> tuple[str, str, str]:
+    """The frontier under each view, every pipeline's N*, and what was reused, one line each."""
+    return (_frontier_line(tables), _break_even_line(tables), _reuse_line(tables))
+
+
+def findings(tables: Tables) -> list[Finding]:
+    """Everything the report says in words, most important first."""
+    found = [Finding(*pair) for pair in zip(_HEADLINE_TOPICS, headlines(tables), strict=True)]
+    for make in (_flips, _dominant, _dominated, _largest_stage, _wasted, _unsupported):
+        found.extend(Finding(*pair) for pair in make(tables))
+    return found
+
+
+_HEADLINE_TOPICS = ("frontier", "break-even", "reuse")
+
+
+def _frontier_line(tables: Tables) -> str:
+    if not tables.frontier.height:
+        return "Frontier: no run has a score on every benchmark, so there is no frontier."
+    parts = []
+    for view in VIEWS:
+        members = tables.frontier.filter((pl.col("view") == view) & pl.col("on_frontier"))
+        names = [_with_probability(row) for row in members.sort("energy_j").rows(named=True)]
+        parts.append(f"{VIEW_NAMES[view]}: {', '.join(names)}")
+    return f"Frontier: {'; '.join(parts)}."
+
+
+def _with_probability(row: dict[str, Any]) -> str:
+    probability = row["membership_probability"]
+    if probability is None or probability >= SURE:
+        return row["setting"]
+    return f"{row['setting']} ({percent(probability)})"
+
+
+def percent(share: float) -> str:
+    """A probability in whole per cent, never rounded to a certainty it is not."""
+    if 0 < share < 0.005:
+        return "< 1 %"
+    if 0.995 <= share < 1:
+        return "> 99 %"
+    return f"{100 * share:.0f} %"
+
+
+def _break_even_line(tables: Tables) -> str:
+    if not tables.break_even.height:
+        return "Break-even: no distilled run."
+    texts = [break_even_text(row) for row in tables.break_even.rows(named=True)]
+    return f"Break-even: {'; '.join(texts)}."
+
+
+def break_even_text(row: dict[str, Any]) -> str:
+    """One row in words: `kd 1B N* 10.0 (95 % 8.10 to 13.0; 3 consumers, not reached)`."""
+    name = f"{row['pipeline']} {row['student']}"
+    if row["n_star_status"] == NEVER:
+        at_best = row["n_star_low"]
+        hope = f" (95 %: at best {number(at_best)})" if at_best is not None else ""
+        return f"{name} never: the distilled student is not cheaper to train{hope}"
+    if row["n_star"] is None:
+        return f"{name} not known: {row['note']}"
+    told = [f"{row['consumers']} consumers, {'reached' if row['reached'] else 'not reached'}"]
+    if row["n_star_low"] is not None and row["n_star_status"] == FINITE:
+        told.insert(0, f"95 % {number(row['n_star_low'])} to {number(row['n_star_high'])}")
+    elif row["n_star_low"] is not None and row["n_star_status"] == UNBOUNDED:
+        told.insert(0, f"95 % {number(row['n_star_low'])} to never")
+    else:
+        told.insert(0, "no interval, spread not known")
+    return f"{name} N* {number(row['n_star'])} ({'; '.join(told)})"
+
+
+def _reuse_line(tables: Tables) -> str:
+    teacher = tables.artifacts.filter("teacher")
+    if not teacher.height:
+        return "Reuse: no teacher artifact."
+    shares = tables.shares.join(teacher.select("kind", "key"), on=["kind", "key"])
+    ours = shares.filter("ours")["run"].n_unique()
+    others = shares.filter(~pl.col("ours")).select("team", "run").n_unique() if shares.height else 0
+    reused = teacher.filter(pl.col("consumers") > 1)
+    said = (
+        f"{reused.height} of {_many(teacher.height, 'teacher artifact')} served more than one run "
+        f"({_many(ours, 'run')} of this study, {others} of others)"
+    )
+    saved_j = float(reused["saved_j"].sum())
+    return (
+        f"Reuse: {said}; {energy(float(teacher['energy_j'].sum()))} of teacher work, and "
+        f"{energy(saved_j)} not spent that making it once per run would have cost."
+    )
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _flips(tables: Tables) -> list[tuple[str, str]]:
+    """Settings that are on the frontier under one view and not under another."""
+    on = {
+        view: set(
+            tables.frontier.filter((pl.col("view") == view) & pl.col("on_frontier"))["setting"]
+        )
+        for view in VIEWS
+    }
+    found = []
+    if lost := sorted(on["student_only"] - on["one_off"]):
+        kept = [setting for setting in lost if setting in on["amortized"]]
+        text = f"On the frontier only while the teacher is not counted: {', '.join(lost)}."
+        if kept:
+            text += f" Shared among the actual consumers, back on it: {', '.join(kept)}."
+        found.append(("views", text))
+    if gained := sorted(on["one_off"] - on["student_only"]):
+        text = f"On the frontier once the teacher is counted, and not before: {', '.join(gained)}."
+        found.append(("views", text))
+    if tables.frontier.height and not found:
+        found.append(("views", "The frontier is the same whether the teacher is counted or not."))
+    return found
+
+
+def _dominant(tables: Tables) -> list[tuple[str, str]]:
+    """The cheapest pipeline of each student under each view."""
+    found = []
+    for (student,), group in tables.summary.group_by("student", maintain_order=True):
+        if group["pipeline"].n_unique() < 2:
+            continue
+        parts = []
+        for view in VIEWS:
+            ranked = group.sort(f"{view}_j", "setting")
+            low, high = ranked.row(0, named=True), ranked.row(-1, named=True)
+            factor = high[f"{view}_j"] / low[f"{view}_j"] if low[f"{view}_j"] else float("inf")
+            parts.append(
+                f"{VIEW_NAMES[view]} {low['setting']} costs least and {high['setting']} most "
+                f"({number(factor, 2)} times)"
+            )
+        found.append(("energy", f"Student {student}: {'; '.join(parts)}."))
+    return found
+
+
+def _dominated(tables: Tables) -> list[tuple[str, str]]:
+    """Settings that waste energy under the amortised view, surest and largest first."""
+    beaten = tables.frontier.filter(
+        (pl.col("view") == "amortized") & pl.col("dominated_by").is_not_null()
+    )
+    energies = dict(
+        tables.frontier.filter(pl.col("view") == "amortized").select("setting", "energy_j").rows()
+    )
+    rows = [
+        (row["energy_j"] - energies[row["dominated_by"]], row) for row in beaten.rows(named=True)
+    ]
+    texts = []
+    for more_j, row in sorted(rows, key=lambda pair: -pair[0])[:4]:
+        sure = row["dominated_probability"]
+        how_sure = "" if sure is None else f" ({percent(sure)} sure)"
+        texts.append(
+            f"{row['setting']} spends {energy(more_j)} a run more than {row['dominated_by']} "
+            f"for no better quality{how_sure}"
+        )
+    return [("waste", f"Dominated when amortised: {'; '.join(texts)}.")] if texts else []
+
+
+def _largest_stage(tables: Tables) -> list[tuple[str, str]]:
+    """The stage with most of the energy of everything that stands in the tables."""
+    stages = (
+        tables.attempts.group_by("stage")
+        .agg(pl.col("energy_j").sum())
+        .sort("energy_j", descending=True)
+    )
+    total_j = float(stages["energy_j"].sum())
+    if not total_j:
+        return []
+    stage, most_j = stages.row(0)
+    text = f"Most energy goes into {stage}: {energy(most_j)}, {percent(most_j / total_j)} of all"
+    return [("stages", f"{text} {energy(total_j)}.")]
+
+
+def _wasted(tables: Tables) -> list[tuple[str, str]]:
+    lost = tables.attempts.filter(pl.col("status").is_in(["failed", "killed", "preempted"]))
+    if not lost.height:
+        return [("attempts", "No attempt failed: nothing was spent in vain.")]
+    total_j = float(tables.attempts["energy_j"].sum())
+    lost_j = float(lost["energy_j"].sum())
+    return [
+        (
+            "attempts",
+            f"{_many(lost.height, 'attempt')} failed or stopped early and cost {energy(lost_j)} "
+            f"({percent(lost_j / total_j if total_j else 0.0)} of all), which is on the bills.",
+        )
+    ]
+
+
+def _unsupported(tables: Tables) -> list[tuple[str, str]]:
+    """What the data do not carry: few repeats, open memberships, missing meters and scores."""
+    found = []
+    few = tables.summary.filter(pl.col("n") < FEW)
+    if few.height:
+        found.append(
+            f"{few.height} of {_many(tables.summary.height, 'setting')} have fewer than {FEW} "
+            "runs: their intervals are wide or missing."
+        )
+    probability = pl.col("membership_probability")
+    unsure = tables.frontier.filter(probability.is_between(1 - SURE, SURE))
+    if unsure.height:
+        names = sorted(set(unsure["setting"]))
+        found.append(f"Whether these are on a frontier is open: {', '.join(names)}.")
+    total_j, measured_j = _measured(tables)
+    if measured_j is None:
+        found.append("No record says how much of the energy was measured.")
+    elif total_j and measured_j == 0:
+        found.append(
+            "None of the energy was measured, all of it is estimated: absolute joules are rough, "
+            "comparisons on one machine less so."
+        )
+    elif total_j and measured_j < 0.5 * total_j:
+        found.append(
+            f"Only {percent(measured_j / total_j)} of the energy was measured; the rest is "
+            "estimated, so absolute joules are rough, and comparisons on one machine less so."
+        )
+    missing = {part for text in tables.attempts["missing"] if text for part in text.split(", ")}
+    if missing:
+        found.append(f"Missing from some totals: {', '.join(sorted(missing))}.")
+    unscored = tables.runs.filter(pl.col("quality").is_null())
+    if unscored.height:
+        found.append(f"{_many(unscored.height, 'run')} without quality, not on any frontier.")
+    return [("not supported", text) for text in found]
+
+
+def _measured(tables: Tables) -> tuple[float, float | None]:
+    known = tables.attempts.filter(pl.col("measured_j").is_not_null())
+    if not known.height:
+        return 0.0, None
+    return float(known["energy_j"].sum()), float(known["measured_j"].sum())
+
+
+def t_star_text(row: dict[str, Any]) -> str:
+    """T* of one row of `break_even` in words."""
+    against = f" against {row['t_star_reference']}" if row["t_star_reference"] else ""
+    if row["t_star_status"] == AT_ONCE:
+        return f"at once{against}"
+    if row["t_star_status"] == NEVER:
+        return f"never{against}"
+    if row["t_star_tokens"] is None:
+        return "not known"
+    end = " (95 %: no upper end)" if row["t_star_status"] == UNBOUNDED else ""
+    return f"{number(row['t_star_tokens'])} tokens{end}{against}"

@@ -1,0 +1,90 @@
+"""All accounting tables of a study, as frames and as the Parquet files of the contract."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import polars as pl
+
+from angelshare.accounting.attempts import load_attempts
+from angelshare.accounting.bills import artifact_bills, artifact_table, share_table
+from angelshare.accounting.break_even import break_even_table
+from angelshare.accounting.frontier import frontier_table
+from angelshare.accounting.runs import benchmark_names, hyperparameter_names, run_table
+from angelshare.accounting.settings import AccountingSettings
+from angelshare.accounting.stages import stage_table
+from angelshare.accounting.study import Study
+from angelshare.accounting.summary import summary_table
+from angelshare.accounting.uncertainty import exposures
+from angelshare.errors import AngelshareError
+from angelshare.files import publishing
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """The tables of `contracts/tables.md`, with `components` (one row per device of an
+    attempt) and `stages` (one row per run, view and stage) beside them."""
+
+    attempts: pl.DataFrame
+    components: pl.DataFrame
+    artifacts: pl.DataFrame
+    shares: pl.DataFrame
+    runs: pl.DataFrame
+    stages: pl.DataFrame
+    summary: pl.DataFrame
+    break_even: pl.DataFrame
+    frontier: pl.DataFrame
+
+
+TABLE_NAMES = tuple(field.name for field in fields(Tables))
+
+
+def make_tables(
+    study: Study, attempts: pl.DataFrame, components: pl.DataFrame, settings: AccountingSettings
+) -> Tables:
+    """Every table from the frames of `load_attempts`; a pure function, in a fixed row order."""
+    bills = artifact_bills(study, attempts, settings)
+    shares = share_table(study, bills, settings)
+    exposed = exposures(study, attempts, components, bills, settings)
+    runs = run_table(study, attempts, bills, shares, exposed, settings)
+    summary = summary_table(runs, exposed, hyperparameter_names(study), benchmark_names(study))
+    return Tables(
+        attempts=attempts,
+        components=components,
+        artifacts=artifact_table(study, bills, shares),
+        shares=shares,
+        runs=runs.sort("pipeline", "student", "setting", "dataset", "seed", "run"),
+        stages=stage_table(study, attempts, shares, settings),
+        summary=summary,
+        break_even=break_even_table(study, runs, shares, exposed, settings),
+        frontier=frontier_table(runs, summary, exposed, settings),
+    )
+
+
+def write_tables(study: Study, settings: AccountingSettings, out_dir: Path) -> Tables:
+    """Read the study's attempt records, make all tables and publish `<table>.parquet` in `out_dir`.
+
+    Raises AngelshareError where a record is broken or an energy unknown.
+    """
+    attempts, components = load_attempts(study.sources)
+    tables = make_tables(study, attempts, components, settings)
+    publish_tables(tables, out_dir)
+    return tables
+
+
+def publish_tables(tables: Tables, out_dir: Path) -> None:
+    """Publish every table as `<table>.parquet`."""
+    for name in TABLE_NAMES:
+        with publishing(out_dir / f"{name}.parquet") as temporary:
+            getattr(tables, name).write_parquet(temporary)
+
+
+def read_tables(folder: Path) -> Tables:
+    """The tables that `write_tables` left in `folder`."""
+    missing = [name for name in TABLE_NAMES if not (folder / f"{name}.parquet").is_file()]
+    if missing:
+        raise AngelshareError(
+            f"{folder} lacks {missing[0]}.parquet: run the accounting again (rule `accounting`)"
+        )
+    return Tables(**{name: pl.read_parquet(folder / f"{name}.parquet") for name in TABLE_NAMES})

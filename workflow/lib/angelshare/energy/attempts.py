@@ -1,0 +1,135 @@
+"""Attempts of jobs: reading them, closing those that nobody closed, and the bill of a job.
+
+A job is its rule and its wildcards; its bill is the sum over all its attempts in one folder,
+because a joule that a killed attempt spent was spent. An attempt whose process is dead is closed
+from its trace by the next reader. Where it cannot be told whether the process lives (another host),
+an attempt counts as dead when its trace has not grown for five minutes.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from math import hypot
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from angelshare.energy.closing import close_attempt, parquet_trace, text_trace
+from angelshare.energy.machine import is_alive
+from angelshare.energy.sidecar import Bill, Record
+from angelshare.errors import AngelshareError
+from angelshare.files import publish_json
+
+STALE_S = 300.0
+GRACE_S = 3.0
+
+
+def validate_sidecar(path: Path) -> Record:
+    """Read and check a sidecar; raises AngelshareError naming the file and the first bad field."""
+    return read_record(path)
+
+
+def read_record(path: Path) -> Record:
+    """The record in one file; raises AngelshareError naming the file and the first bad field."""
+    try:
+        return Record.model_validate(json.loads(path.read_bytes()))
+    except OSError as error:
+        raise AngelshareError(f"{path}: cannot be read ({error.strerror}).") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise AngelshareError(
+            f"{path}: no valid energy sidecar, field {field}: {first['msg']}. "
+            "Delete the file's job output and run the job again, or restore the file."
+        ) from error
+    except ValueError as error:
+        raise AngelshareError(f"{path}: no JSON ({error}). Restore the file.") from error
+
+
+def read_attempts(
+    folder: Path, rule: str | None = None, wildcards: dict[str, Any] | None = None
+) -> list[Record]:
+    """All attempts in ``folder`` in order of their start, of one job where it is named.
+
+    Attempts left running by dead processes are closed first. Raises AngelshareError for a file
+    that is no sidecar.
+    """
+    records = []
+    for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
+        record = _swept(path, read_record(path))
+        if rule is None or job_of(record) == (rule, wildcards or {}):
+            records.append(record)
+    return sorted(records, key=lambda record: (record.time.start_utc, record.record.id))
+
+
+def job_of(record: Record) -> tuple[str, dict[str, Any]]:
+    """The identity of a job: its rule and its wildcards."""
+    return record.record.rule, record.record.wildcards or {}
+
+
+def _swept(path: Path, record: Record) -> Record:
+    """The record, closed from its trace if its process is dead and nobody closed it."""
+    if record.record.status != "running" or not _is_dead(path, record):
+        return record
+    while time.time() - _written_s(path) < GRACE_S:
+        time.sleep(0.05)
+        record = read_record(path)
+        if record.record.status != "running":
+            return record
+    try:
+        return close_attempt(path, status="killed", closed_by="sweeper")
+    except (OSError, ValueError):
+        latest = read_record(path)
+        if latest.record.status != "running":
+            return latest
+        latest.record.status = "killed"
+        latest.record.closed_by = "sweeper"
+        return latest
+
+
+def _is_dead(path: Path, record: Record) -> bool:
+    alive = is_alive(record.run)
+    if alive is None:
+        return time.time() - _written_s(path) > STALE_S
+    return not alive
+
+
+def _written_s(path: Path) -> float:
+    """When the record or its trace was last written; its sampler may still be about to close it."""
+    files = [one for one in (path, text_trace(path), parquet_trace(path)) if one.exists()]
+    return max((one.stat().st_mtime for one in files), default=0.0)
+
+
+def settle(path: Path) -> Record:
+    """Write the bill of the job's attempts so far into the record at ``path``; returns it."""
+    record = read_record(path)
+    record.bill = bill_of(read_attempts(path.parent, *job_of(record)))
+    publish_json(path, record.to_json())
+    return record
+
+
+def bill_of(attempts: list[Record]) -> Bill:
+    """The bill over ``attempts`` of one job; those still running count only as attempts.
+
+    Systematic errors (gain, attribution, model) are the same in every attempt and add linearly.
+    """
+    closed = [one for one in attempts if one.record.status != "running"]
+    systematic_j, own_j = 0.0, 0.0
+    for one in closed:
+        bound_j = one.total.energy_j.high - one.total.energy_j.value
+        edges = [
+            hypot(part.u.edge_j95 or 0.0, part.u.gap_j95 or 0.0)
+            for part in one.components
+            if part.u is not None
+        ]
+        own = min(bound_j, hypot(*edges))
+        systematic_j += (bound_j**2 - own**2) ** 0.5
+        own_j = hypot(own_j, own)
+    return Bill(
+        attempts=max(1, len(attempts)),
+        energy_j=sum(one.total.energy_j.value for one in closed),
+        wasted_j=sum(one.total.energy_j.value for one in closed if one.record.status != "ok"),
+        u95_j=hypot(systematic_j, own_j),
+    )

@@ -1,0 +1,290 @@
+"""Windows: what happens between opening and closing is measured and written down, come what may.
+
+``with window(job, settings) as w:`` leaves an attempt record in ``job.attempts`` from its first
+moment on, whether the body ends, raises, is terminated or is killed, and on success the declared
+sidecar ``job.sidecar`` with the bill over all attempts. Times come from CLOCK_MONOTONIC, joules
+from a process of its own (:mod:`angelshare.energy.probes.sampler`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import angelshare
+from angelshare.energy.attempts import read_attempts, settle
+from angelshare.energy.carbon import plan_carbon
+from angelshare.energy.child import SamplerProcess
+from angelshare.energy.closing import Status, close_attempt, parquet_trace, text_trace, utc
+from angelshare.energy.constants import estimator
+from angelshare.energy.machine import env_of, run_of
+from angelshare.energy.measures import Baseline, Interval, Total
+from angelshare.energy.settings import CarbonSettings, EnergySettings
+from angelshare.energy.sidecar import Attempt, Env, Meter, Record, Run, Scope, Time, TraceFile
+from angelshare.energy.trace import read_text
+from angelshare.files import publish_json
+
+WORK_EVERY_NS = 500_000_000
+WORK = ("prompt", "generated", "trained", "cached", "evaluated", "samples", "steps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is being measured. Its identity, for the bill, is its rule and its wildcards."""
+
+    rule: str
+    stage: str
+    role: Literal["prerun", "preprocess", "teacher", "student", "eval", "other"]
+    sidecar: Path
+    """The declared output, written on success only."""
+    attempts: Path
+    """The undeclared, append-only folder of attempt records."""
+    wildcards: Mapping[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    repeat: int | None = None
+    workflow_id: str = ""
+    config_sha256: str | None = None
+    gpus: int | None = None
+    """How many GPUs the job was given; 0 keeps them out, None measures those it can see."""
+
+
+class Terminated(SystemExit):
+    """SIGTERM or SIGINT reached the job; the window closes, then the process exits."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.signal = number
+
+
+class Window:
+    """An open window; all its methods are cheap and none of them raises for the meter's sake."""
+
+    def __init__(self, attempt: Path) -> None:
+        self.attempt = attempt
+        self.events: list[dict[str, Any]] = []
+        self.work: dict[str, int] = {}
+        self.sampler: SamplerProcess | None = None
+        self._work_sent_ns = 0
+
+    def emit(self, event: str, **content: Any) -> dict[str, Any]:
+        """Note an event now, here and in the trace; returns it."""
+        line = {"k": "e", "e": event, "t": time.monotonic_ns(), **content}
+        self.events.append(line)
+        if self.sampler is not None and event != "close":
+            self.sampler.send(line)
+        return line
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """A named stretch of the window; phases may follow or contain each other."""
+        _synchronise()
+        self.emit("begin", name=name)
+        try:
+            yield
+        finally:
+            _synchronise()
+            self.emit("end", name=name)
+
+    def count(self, **amounts: int) -> None:
+        """Add to the work done: tokens by meaning (prompt, generated, trained, cached, evaluated),
+        samples, steps. Raises TypeError for any other name."""
+        for name, amount in amounts.items():
+            if name not in WORK:
+                raise TypeError(f"no such work: {name}; one of {', '.join(WORK)}")
+            self.work[name] = self.work.get(name, 0) + int(amount)
+        now_ns = time.monotonic_ns()
+        if now_ns - self._work_sent_ns > WORK_EVERY_NS:
+            self._work_sent_ns = now_ns
+            self.emit("work", work=dict(self.work))
+
+    def read(self, path: Path | str, sha256: str, producer: str | None = None) -> None:
+        """Note a file that was read, its digest, and what made it."""
+        self.emit("read", file={"path": str(path), "sha256": sha256, "producer": producer})
+
+    def made(self, path: Path | str, sha256: str, size_bytes: int | None = None) -> None:
+        """Note a file that was made."""
+        self.emit("made", file={"path": str(path), "sha256": sha256, "bytes": size_bytes})
+
+
+@contextmanager
+def window(
+    job: Job,
+    settings: EnergySettings,
+    carbon: CarbonSettings | None = None,
+    baseline: Baseline | None = None,
+) -> Iterator[Window]:
+    """Measure the body as one attempt of ``job``; see the module's text.
+
+    ``carbon`` adds grams of CO2e, ``baseline`` (from the prerun) the part above idle. Raises
+    AngelshareError before the body runs when the country or region is unknown.
+    """
+    opened = _open(job, settings, carbon, baseline)
+    try:
+        with _terminable():
+            yield opened
+    except BaseException as error:
+        _close(opened, job, *_fate(error))
+        raise
+    _close(opened, job, "ok", 0, None)
+
+
+def _open(
+    job: Job,
+    settings: EnergySettings,
+    carbon: CarbonSettings | None,
+    baseline: Baseline | None,
+) -> Window:
+    start_ns, start_utc_ns = time.monotonic_ns(), time.time_ns()
+    earlier = read_attempts(job.attempts, job.rule, dict(job.wildcards))
+    identity = secrets.token_hex(4)
+    stamp = utc(start_utc_ns).replace("-", "").replace(":", "")
+    attempt = job.attempts / f"{stamp}-{identity}.json"
+    record = Attempt(
+        id=identity,
+        rule=job.rule,
+        stage=job.stage,
+        role=job.role,
+        wildcards=dict(job.wildcards),
+        attempt=len(earlier) + 1,
+        status="running",
+        complete=False,
+        repeat=job.repeat,
+        seed=job.seed,
+    )
+    run, env = run_of(job.workflow_id, job.config_sha256), env_of()
+    estimated = settings.cpu in ("auto", "estimate") or settings.dram == "auto"
+    plan = {
+        "record": record.model_dump(mode="json"),
+        "run": run.model_dump(mode="json"),
+        "env": env.model_dump(mode="json"),
+        "settings": settings.model_dump(mode="json"),
+        "estimator": dataclasses.asdict(estimator(settings.cpu_tdp_w)) if estimated else None,
+        "carbon": plan_carbon(carbon) if carbon is not None else None,
+        "baseline": baseline.model_dump(mode="json") if baseline is not None else None,
+        "gpus": job.gpus,
+        "start_ns": start_ns,
+        "start_utc_ns": start_utc_ns,
+    }
+    job.attempts.mkdir(parents=True, exist_ok=True)
+    text_trace(attempt).write_text(json.dumps({"k": "plan", "plan": plan}) + "\n")
+    publish_json(attempt, _running(record, run, env, start_utc_ns, start_ns, settings).to_json())
+    opened = Window(attempt)
+    gpu = settings.gpu == "auto" and job.gpus != 0
+    opened.sampler = SamplerProcess(attempt, text_trace(attempt), settings, gpu)
+    _synchronise()
+    opened.emit("open")
+    return opened
+
+
+def _running(
+    record: Attempt, run: Run, env: Env, utc_ns: int, mono_ns: int, settings: EnergySettings
+) -> Record:
+    nothing = Interval(value=0.0, low=0.0, high=0.0)
+    return Record(
+        record=record,
+        run=run,
+        time=Time(
+            start_utc=utc(utc_ns),
+            end_utc=utc(utc_ns),
+            duration_s=0.0,
+            start_mono_ns=mono_ns,
+            end_mono_ns=mono_ns,
+        ),
+        env=env,
+        scope=Scope(boundary="nothing", exclusive=False),
+        components=[],
+        total=Total(energy_j=nothing, measured_j=0.0, estimated_j=0.0, missing=[]),
+        trace=TraceFile(path="", sha256="", rows=0),
+        meter=Meter(name="angelshare", version=angelshare.__version__, period_s=settings.period_s),
+    )
+
+
+def _close(
+    opened: Window, job: Job, status: Status, exit_code: int | None, number: int | None
+) -> None:
+    _synchronise()
+    if opened.work:
+        opened.emit("work", work=dict(opened.work))
+    assert opened.sampler is not None
+    opened.sampler.close(opened.emit("close"))
+    trace = read_text(text_trace(opened.attempt))
+    trace.events = opened.events
+    close_attempt(
+        opened.attempt,
+        status=status,
+        closed_by="meter",
+        exit_code=exit_code,
+        signal=number,
+        trace=trace,
+    )
+    record = settle(opened.attempt)
+    if status == "ok":
+        beside = os.path.relpath(parquet_trace(opened.attempt), job.sidecar.parent)
+        record.trace.path = beside
+        publish_json(job.sidecar, record.to_json())
+
+
+def _fate(error: BaseException) -> tuple[Status, int | None, int | None]:
+    """How an attempt ended: status, exit code, signal."""
+    if isinstance(error, Terminated):
+        return ("preempted" if _preempted() else "killed"), None, error.signal
+    if isinstance(error, KeyboardInterrupt):
+        return "killed", None, int(signal.SIGINT)
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        return ("ok", 0, None) if code == 0 else ("failed", code, None)
+    return "failed", 1, None
+
+
+def _preempted() -> bool:
+    """Whether Slurm says that it is taking the machine back (its PreemptTime is set)."""
+    job_id, tool = os.environ.get("SLURM_JOB_ID"), shutil.which("scontrol")
+    if job_id is None or tool is None:
+        return False
+    try:
+        answer = subprocess.run(
+            [tool, "-o", "show", "job", job_id], capture_output=True, text=True, timeout=5
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    fields = dict(part.split("=", 1) for part in answer.split() if "=" in part)
+    return fields.get("PreemptTime", "None") not in ("None", "Unknown", "")
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Turn SIGTERM into an exception for the body's duration, in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        raise Terminated(number)
+
+    previous = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _synchronise() -> None:
+    """Wait for the GPU, if this process uses one: work that was queued belongs to this side."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()

@@ -1,0 +1,135 @@
+"""From files to what accounting works on: manifests, consumers, scores, attempt folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from angelshare.accounting import study as accounting
+from angelshare.config import Config
+from angelshare.files import read_json
+from angelshare.grid import RunPlan, Study
+from angelshare.store.artifacts import ArtifactStore
+
+UNCHARGED_KINDS = frozenset({"model"})
+"""The embedded teacher's own training: stated apart, like a real teacher's pretraining."""
+
+
+def gather(config: Config, study: Study, store: ArtifactStore) -> accounting.Study:
+    """Read what the finished jobs of a study left behind."""
+    results = Path(config.results)
+    teacher_scores = _teacher_scores(study, store)
+    runs, scores = [], []
+    for run in study.runs.values():
+        training = read_json(results / "students" / run.name / "training.json")
+        runs.append(
+            accounting.Run(
+                run=run.name,
+                pipeline=run.pipeline,
+                student=run.student,
+                dataset=run.dataset,
+                seed=run.seed,
+                hyperparameters=run.hyperparameters,
+                artifacts=tuple((p.kind, p.key) for p in run.artifacts().values()),
+                tokens=training["trained_tokens"],
+                parameters=training["parameters"],
+            )
+        )
+        scores.extend(_scores(run, results, teacher_scores))
+        scores.append(
+            accounting.Score(
+                run=run.name,
+                benchmark="validation_cross_entropy",
+                score=training["cross_entropy"],
+                in_quality=False,
+            )
+        )
+    return accounting.Study(
+        team=config.store.team_id(),
+        runs=tuple(runs),
+        artifacts=_artifacts(study, store),
+        scores=tuple(scores),
+        sources=_sources(study, store, results),
+    )
+
+
+def _teacher_scores(study: Study, store: ArtifactStore) -> dict[str, dict[str, float]]:
+    """Each teacher evaluation's scores by benchmark, by the key of its artifact."""
+    return {
+        key: {
+            _benchmark(record): record["value"]
+            for path in store.artifact(plan.kind, key).paths()
+            for record in read_json(path)
+        }
+        for key, plan in study.artifacts.items()
+        if plan.kind == "scores"
+    }
+
+
+def _benchmark(record: dict[str, Any]) -> str:
+    """The column a score goes to: task, metric and, where there is one, the answer filter."""
+    parts = [record["task"], record["metric"], record["filter"]]
+    return "_".join(part.replace("-", "_") for part in parts if part != "none")
+
+
+def _scores(
+    run: RunPlan, results: Path, teacher_scores: dict[str, dict[str, float]]
+) -> list[accounting.Score]:
+    teacher = teacher_scores[run.scores.key] if run.scores else {}
+    return [
+        accounting.Score(
+            run=run.name,
+            benchmark=_benchmark(record),
+            score=record["value"],
+            stderr=record["stderr"],
+            teacher_score=teacher.get(_benchmark(record)),
+            in_quality=record["higher_is_better"],
+        )
+        for record in read_json(results / "scores" / f"{run.name}.json")
+    ]
+
+
+def _artifacts(study: Study, store: ArtifactStore) -> tuple[accounting.Artifact, ...]:
+    found = []
+    for plan in study.artifacts.values():
+        artifact = store.artifact(plan.kind, plan.key)
+        manifest = artifact.manifest()
+        found.append(
+            accounting.Artifact(
+                kind=plan.kind,
+                key=plan.key,
+                label=plan.label,
+                tokens=manifest.tokens,
+                bytes=manifest.bytes,
+                charged=plan.kind not in UNCHARGED_KINDS,
+                consumers=tuple(
+                    accounting.Consumer(c.id, c.run, c.team, c.tokens_read, c.utc)
+                    for c in artifact.consumers()
+                ),
+            )
+        )
+    return tuple(found)
+
+
+def _sources(
+    study: Study, store: ArtifactStore, results: Path
+) -> tuple[accounting.AttemptSource, ...]:
+    """Every folder of attempt records, and whose bill it is."""
+    shared = [
+        accounting.AttemptSource(
+            store.artifact(plan.kind, plan.key).attempts,
+            artifact_kind=plan.kind,
+            artifact_key=plan.key,
+        )
+        for plan in study.artifacts.values()
+    ]
+    own = [
+        accounting.AttemptSource(folder, run=run)
+        for run in study.runs
+        for folder in (
+            results / "students" / run / "energy.attempts",
+            results / "scores" / f"{run}.energy.attempts",
+        )
+    ]
+    apart = [accounting.AttemptSource(results / "prerun" / "energy.attempts")]
+    return (*shared, *own, *apart)

@@ -1,0 +1,84 @@
+"""How pipelines and stages look in every figure: one palette, safe for colour-blind readers.
+
+Okabe and Ito's colours; pipelines differ in marker too, so nothing depends on colour alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+VIEW_TITLES = {
+    "student_only": "Student only",
+    "one_off": "One-off",
+    "amortized": "Amortised",
+}
+VIEW_CAPTIONS = {
+    "student_only": "training and evaluation of the student; the teacher is not counted",
+    "one_off": "every upstream artifact charged whole to every run",
+    "amortized": "every upstream artifact shared by the runs that really read it",
+}
+
+INK, FAINT, PAPER = "#1f2328", "#8a9099", "#ffffff"
+
+
+class Look(NamedTuple):
+    """A pipeline's colour and markers (Matplotlib's and Plotly's names for the same shape)."""
+
+    color: str
+    marker: str
+    symbol: str
+
+
+_LOOKS = (
+    Look("#4d4d4d", "o", "circle"),
+    Look("#0072b2", "s", "square"),
+    Look("#d55e00", "^", "triangle-up"),
+    Look("#009e73", "D", "diamond"),
+    Look("#cc79a7", "v", "triangle-down"),
+    Look("#e69f00", "P", "cross"),
+    Look("#56b4e9", "X", "x"),
+)
+
+_STAGES = {
+    "preprocess": ("#c8ccd2", "preprocessing"),
+    "teacher_logits": ("#882255", "teacher: logits"),
+    "teacher_generation": ("#aa4499", "teacher: generation"),
+    "teacher_hidden": ("#cc6677", "teacher: hidden states"),
+    "teacher_embeddings": ("#ddaa99", "teacher: embeddings"),
+    "teacher_evaluate": ("#eeccbb", "teacher: evaluation"),
+    "student_train": ("#0072b2", "student training"),
+    "evaluate": ("#88ccee", "evaluation"),
+    "judge": ("#44aa99", "judge"),
+}
+"""Stages in the order of a bar, upstream first: colour and name."""
+
+
+def looks(pipelines: Iterable[str]) -> dict[str, Look]:
+    """A look for every pipeline, the same whatever else is shown: known ones have fixed places."""
+    order = ["sft", "kd", "synthetic_sft", "feature", "relation"]
+    names = sorted(set(pipelines), key=lambda p: (order.index(p) if p in order else len(order), p))
+    return {
+        name: _LOOKS[(order.index(name) if name in order else len(order) + i) % len(_LOOKS)]
+        for i, name in enumerate(names)
+    }
+
+
+def stage_look(stage: str) -> tuple[str, str]:
+    """Colour and name of a stage."""
+    return _STAGES.get(stage, ("#999933", stage.replace("_", " ")))
+
+
+def stage_order(stages: Iterable[str]) -> list[str]:
+    """Stages as they are stacked: upstream first, the student's own last."""
+    order = list(_STAGES)
+    return sorted(
+        set(stages), key=lambda stage: (order.index(stage) if stage in order else -1, stage)
+    )
+
+
+def pretty(name: str) -> str:
+    """A setting or pipeline as people write it: `synthetic_sft small` is `synthetic SFT small`."""
+    words = name.replace("synthetic_sft", "synthetic SFT").split(" ")
+    upper = {"sft": "SFT", "kd": "KD"}
+    return " ".join(upper.get(word, word.replace("_", " ")) for word in words)

@@ -1,0 +1,157 @@
+"""A synthetic corpus: the teacher's answers to the prompts of a sequence table.
+
+Every prompt is answered whole or not at all: one that leaves no room for ``max_new_tokens`` is an
+error that names the row. The result is a sequence table with the answers appended, in the order of
+the prompts, with how each ended and its token counts. An answer depends on the model, the settings
+and the row alone, not on the rows around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from transformers import AutoConfig, PreTrainedTokenizerBase
+
+from angelshare.data.sequences import prompt_ids, prompt_messages
+from angelshare.data.tables import CORPUS_SCHEMA, sequence_table, write_table
+from angelshare.errors import AngelshareError
+from angelshare.teacher.models import load_tokenizer
+from angelshare.teacher.prompts import Completion, Generator, Prompt
+from angelshare.teacher.settings import DecodingSettings
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationStats:
+    """What a generation read and made."""
+
+    sequences: int
+    """Rows of the corpus."""
+    prompt_tokens: int
+    """Tokens of all prompts."""
+    generated_tokens: int
+    """Tokens of all answers, the tokens that ended them included."""
+    cut: int
+    """Answers that ``max_new_tokens`` ended."""
+
+
+def generate_corpus(
+    model_dir: str | Path,
+    table: pa.Table,
+    settings: DecodingSettings,
+    out: Path,
+    *,
+    progress: Progress,
+    count: Callable[..., None],
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> GenerationStats:
+    """Answer every row of ``table`` up to its last user turn and write the corpus to ``out``.
+
+    ``count(prompt=…, generated=…)`` receives tokens. ``AngelshareError`` when a prompt does not
+    fit.
+    """
+    tokenizer = load_tokenizer(model_dir, revision=revision, trust_remote_code=trust_remote_code)
+    config = AutoConfig.from_pretrained(
+        model_dir, revision=revision, trust_remote_code=trust_remote_code
+    )
+    room = settings.max_model_len or config.max_position_embeddings
+    rows = table.select(["id", "split", "messages"]).to_pylist()
+    prompts = _prompts(rows, tokenizer, settings, room)
+    generator = _generator(model_dir, tokenizer, settings, config, revision, trust_remote_code)
+    lengths = {prompt.id: len(prompt.token_ids) for prompt in prompts}
+    completions: dict[str, Completion] = {}
+    for some in generator.generate(prompts):
+        completions.update((completion.id, completion) for completion in some)
+        count(
+            prompt=sum(lengths[completion.id] for completion in some),
+            generated=sum(len(completion.token_ids) for completion in some),
+        )
+        progress(len(completions), len(prompts), "answers")
+    answered = [_answered(row, lengths, completions[row["id"]], tokenizer) for row in rows]
+    write_table(sequence_table(answered, CORPUS_SCHEMA), out)
+    return GenerationStats(
+        sequences=len(rows),
+        prompt_tokens=sum(lengths.values()),
+        generated_tokens=sum(len(c.token_ids) for c in completions.values()),
+        cut=sum(c.finish_reason == "length" for c in completions.values()),
+    )
+
+
+def _prompts(
+    rows: Sequence[dict[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    settings: DecodingSettings,
+    room: int,
+) -> list[Prompt]:
+    prompts = []
+    for row in rows:
+        try:
+            ids = prompt_ids(tokenizer, row["messages"])
+        except AngelshareError as error:
+            raise AngelshareError(f"row {row['id']}: {error}") from error
+        if len(ids) + settings.max_new_tokens > room:
+            raise AngelshareError(
+                f"row {row['id']}: a prompt of {len(ids)} tokens and max_new_tokens "
+                f"{settings.max_new_tokens} exceed the model's {room}; lower max_new_tokens, raise "
+                "max_model_len if the model allows it, or leave the row out"
+            )
+        prompts.append(Prompt(id=row["id"], token_ids=ids))
+    return prompts
+
+
+def _generator(
+    model_dir: str | Path,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: DecodingSettings,
+    config: Any,
+    revision: str | None,
+    trust_remote_code: bool,
+) -> Generator:
+    if settings.backend == "transformers":
+        from angelshare.teacher.transformers_backend import TransformersGenerator
+
+        return TransformersGenerator(
+            model_dir,
+            tokenizer,
+            settings,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+        )
+    from angelshare.teacher.vllm_backend import VllmGenerator
+
+    return VllmGenerator(
+        model_dir,
+        tokenizer,
+        settings,
+        max_model_len=settings.max_model_len or config.max_position_embeddings,
+        model_vocab_size=config.vocab_size,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+    )
+
+
+def _answered(
+    row: dict[str, Any],
+    lengths: dict[str, int],
+    completion: Completion,
+    tokenizer: PreTrainedTokenizerBase,
+) -> dict[str, Any]:
+    """The corpus row: the conversation up to its last question, and the answer."""
+    answer = tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+    return {
+        "id": row["id"],
+        "split": row["split"],
+        "messages": [
+            *prompt_messages(row["messages"]),
+            {"role": "assistant", "content": answer},
+        ],
+        "finish_reason": completion.finish_reason,
+        "prompt_tokens": lengths[row["id"]],
+        "generated_tokens": len(completion.token_ids),
+    }

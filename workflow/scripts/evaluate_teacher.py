@@ -1,0 +1,31 @@
+"""Score the teacher on a dataset's test split, once for every team that shares the store."""
+
+import unpack
+from angelshare.evaluation.settings import EvaluationSettings
+from angelshare.files import publish_json
+from angelshare.jobs import PartJob, part_job
+
+
+def main(job: PartJob) -> None:
+    """Evaluate the teacher as the students are, and commit its scores."""
+    # Imported inside the window: loading torch and the harness costs energy too.
+    from angelshare.evaluation.harness import evaluate_model
+
+    context = job.context
+    with context.teacher(job.plan) as (model, revision):
+        scores = evaluate_model(
+            model,
+            EvaluationSettings.model_validate(job.plan.recipe["evaluation"]),
+            context.rows(job.plan.inputs["dataset"], ["test"]),
+            context.report,
+            context.window.count,
+            revision=revision,
+        )
+    path = context.scratch / "scores.json"
+    publish_json(path, [score.to_json() for score in scores])
+    job.commit({path.name: path}, rows=len(scores))
+
+
+with part_job("scores", **unpack.part(snakemake)) as job:
+    if not job.adopted:
+        main(job)

@@ -1,0 +1,25 @@
+"""Draw the figures, state the findings and write the report."""
+
+from pathlib import Path
+
+import unpack
+from angelshare.files import publish_bytes
+from angelshare.jobs import job
+
+with job(
+    stage="accounting",
+    role="other",
+    attempts=unpack.attempts(snakemake),
+    **unpack.common(snakemake),
+) as context:
+    # Imported inside the window: loading the drawing library costs energy too.
+    from angelshare.accounting.findings import headlines
+    from angelshare.accounting.tables import read_tables
+    from angelshare.report.figures import write_figures
+    from angelshare.report.html import write_report
+
+    tables = read_tables(Path(snakemake.input.tables[0]).parent)
+    write_figures(tables, Path(snakemake.output.figures[0]).parent)
+    write_report(tables, Path(snakemake.output.report))
+    lines = "".join(f"{line}\n" for line in headlines(tables))
+    publish_bytes(Path(snakemake.output.findings), lines.encode())

@@ -1,0 +1,22 @@
+"""Look at the machine before anything runs: what it is, what it draws idle, its meters."""
+
+from pathlib import Path
+
+import unpack
+from angelshare.energy.prerun import idle_baseline, machine_snapshot
+from angelshare.files import publish_json
+from angelshare.jobs import job
+
+IDLE_S = 3.0
+
+with job(
+    stage="prerun",
+    role="prerun",
+    attempts=unpack.attempts(snakemake),
+    **unpack.common(snakemake),
+) as context:
+    machine = machine_snapshot()
+    idle = idle_baseline(IDLE_S, context.config.energy)
+    for line in idle["verdict"]:
+        context.report.say(line)
+    publish_json(Path(snakemake.output.machine), {**machine, **idle})

@@ -1,0 +1,59 @@
+"""Train one student of the grid."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import unpack
+from angelshare.files import publish_json
+from angelshare.jobs import JobContext, job, planned_run
+from angelshare.store.consumers import Consumer, consumer_id
+from angelshare.student.settings import LossSettings, TrainingSettings
+
+
+def main(context: JobContext) -> None:
+    """Train, publish the model folder, and record the run as a consumer of what it read."""
+    # Imported inside the window: loading torch costs energy too.
+    from angelshare.student.train import TrainRequest, train_student
+
+    run = planned_run(context, snakemake.wildcards.run)
+    training = TrainingSettings.model_validate(run.recipe["training"])
+    dataset = run.inputs["dataset"]
+    with context.tokenizer(run) as (tokenizer, _revision):
+        result = train_student(
+            TrainRequest(
+                init=context.config.students[run.student].init,
+                training=training,
+                loss=LossSettings.model_validate(run.recipe.get("loss", {})),
+                tokenizer=tokenizer,
+                train=context.rows(run.inputs.get("corpus", dataset), run.recipe["splits"]),
+                validation=context.rows(dataset, ["validation"]),
+                cache=context.read(run.inputs["logits"]) if "logits" in run.inputs else (),
+                seed=run.seed,
+                out=Path(snakemake.output.model),
+                checkpoints=Path(context.config.results, "checkpoints", run.key),
+            ),
+            context.report,
+            context.window.count,
+        )
+    team = context.config.store.team_id()
+    for plan in run.artifacts().values():
+        context.store.artifact(plan.kind, plan.key).add_consumer(
+            Consumer(
+                id=consumer_id(team, run.key),
+                run=run.name,
+                team=team,
+                tokens_read=result.trained_tokens,
+                utc=datetime.now(UTC).isoformat(timespec="seconds"),
+            )
+        )
+    publish_json(Path(snakemake.output.training), {"recipe": run.recipe, **result.to_json()})
+
+
+with job(
+    stage="student_train",
+    role="student",
+    attempts=unpack.attempts(snakemake),
+    wildcards={"run": snakemake.wildcards.run},
+    **unpack.common(snakemake),
+) as context:
+    main(context)
