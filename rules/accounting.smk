@@ -6,9 +6,11 @@
 
 TABLES = [
     "attempts",
+    "components",
     "artifacts",
     "shares",
     "runs",
+    "stages",
     "summary",
     "break_even",
     "frontier",

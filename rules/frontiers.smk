@@ -4,7 +4,7 @@
 # Outputs: results/report.html (opens offline), results/figures/
 # Paid by: nobody's bill; stated apart
 
-FIGURES = ["frontier", "stages", "amortisation"]
+FIGURES = ["frontier", "stages", "amortization"]
 
 
 rule frontiers:
@@ -15,7 +15,9 @@ rule frontiers:
         report="<results>/report.html",
         findings="<results>/findings.txt",
         figures=expand(
-            "<results>/figures/{figure}.{kind}", figure=FIGURES, kind=["svg", "png"]
+            "<results>/figures/{figure}.{kind}",
+            figure=FIGURES,
+            kind=["svg", "png", "pdf"],
         ),
         energy="<results>/report.energy.json",
     log:

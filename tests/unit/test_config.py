@@ -38,13 +38,13 @@ def edit(values, path, value):
         (
             "loss.temperature",
             -1,
-            "loss.temperature must be greater than 0 (got -1.0). See config/README.md#loss.",
+            "loss.temperature must be greater than 0 (got -1). See config/README.md#loss.",
         ),
         ("capture.top_k", "many", "capture.top_k must be a valid integer"),
         (
             "grid.0.students",
-            ["tyni"],
-            "grid[0].students: there is no 'tyni'; known are small, tiny. Did you mean 'tiny'?",
+            ["tinny"],
+            "grid[0].students: there is no 'tinny'; known are small, tiny. Did you mean 'tiny'?",
         ),
         ("grid.1.teacher", None, "grid[1].teacher is missing"),
         ("grid.0.temperature", [2.0], "does not use (logits: false)"),
@@ -64,7 +64,6 @@ def edit(values, path, value):
             "there is no file 'nowhere.jsonl'",
         ),
         ("datasets.mine", {"source": "files"}, "datasets.mine"),
-        ("store", {"root": "/proc/nothing"}, "store.root: /proc is not writable"),
         ("results", "pyproject.toml/x", "results: "),
     ],
 )
@@ -74,6 +73,12 @@ def test_bad_input_is_one_clear_line(values, monkeypatch, path, value, says):
     message = problems(values)
     assert says in message
     assert len(message.splitlines()) == 2
+
+
+def test_a_store_that_cannot_be_written_is_said_before_any_job(values, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    assert "store.root: " in problems(values)
+    assert "is not writable" in problems(values)
 
 
 def test_every_problem_is_named_at_once(values):
@@ -145,7 +150,7 @@ def test_parts_cover_every_row(values):
 def test_a_distilled_run_stands_on_its_teacher_and_a_baseline_does_not(values):
     kinds = {}
     for run in study_of(values).runs.values():
-        kinds.setdefault(run.pipeline, sorted(plan.kind for plan in run.artifacts().values()))
+        kinds.setdefault(run.pipeline, sorted(plan.kind for plan in run.billed()))
     assert kinds == {
         "sft": ["dataset", "tokenizer"],
         "kd": ["dataset", "logits", "model", "scores", "tokenizer"],

@@ -93,7 +93,7 @@ def test_the_report_stands_alone(finished):
     html = (finished.folder / "results/report.html").read_text()
     assert 'src="http' not in html
     assert "<link" not in html
-    for name in ("frontier", "stages", "amortisation"):
+    for name in ("frontier", "stages", "amortization"):
         assert (finished.folder / f"results/figures/{name}.svg").stat().st_size > 1000
         assert (finished.folder / f"results/figures/{name}.png").read_bytes()[:4] == b"\x89PNG"
 

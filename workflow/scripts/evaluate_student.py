@@ -20,6 +20,8 @@ def main(context: JobContext) -> None:
         context.report,
         context.window.count,
     )
+    if run.distilled:
+        context.record_consumer(run, [run.scores], sum(score.samples for score in scores))
     publish_json(Path(snakemake.output.scores), [score.to_json() for score in scores])
 
 

@@ -1,12 +1,10 @@
 """Train one student of the grid."""
 
-from datetime import UTC, datetime
 from pathlib import Path
 
 import unpack
 from angelshare.files import publish_json
 from angelshare.jobs import JobContext, job, planned_run
-from angelshare.store.consumers import Consumer, consumer_id
 from angelshare.student.settings import LossSettings, TrainingSettings
 
 
@@ -18,13 +16,14 @@ def main(context: JobContext) -> None:
     run = planned_run(context, snakemake.wildcards.run)
     training = TrainingSettings.model_validate(run.recipe["training"])
     dataset = run.inputs["dataset"]
-    with context.tokenizer(run) as (tokenizer, _revision):
+    with context.tokenizer(run) as (tokenizer, revision):
         result = train_student(
             TrainRequest(
                 init=context.config.students[run.student].init,
                 training=training,
                 loss=LossSettings.model_validate(run.recipe.get("loss", {})),
                 tokenizer=tokenizer,
+                tokenizer_revision=revision,
                 train=context.rows(run.inputs.get("corpus", dataset), run.recipe["splits"]),
                 validation=context.rows(dataset, ["validation"]),
                 cache=context.read(run.inputs["logits"]) if "logits" in run.inputs else (),
@@ -35,17 +34,7 @@ def main(context: JobContext) -> None:
             context.report,
             context.window.count,
         )
-    team = context.config.store.team_id()
-    for plan in run.artifacts().values():
-        context.store.artifact(plan.kind, plan.key).add_consumer(
-            Consumer(
-                id=consumer_id(team, run.key),
-                run=run.name,
-                team=team,
-                tokens_read=result.trained_tokens,
-                utc=datetime.now(UTC).isoformat(timespec="seconds"),
-            )
-        )
+    context.record_consumer(run, run.upstream(), result.trained_tokens)
     publish_json(Path(snakemake.output.training), {"recipe": run.recipe, **result.to_json()})
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from standins import Nvml, build
 
 from angelshare.energy import EnergySettings, Job
 
@@ -42,3 +44,19 @@ def job(tmp_path: Path) -> Callable[..., Job]:
         return Job(**{**plain, **changes})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def _library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler to build the stand-in for NVML")
+    return build(tmp_path_factory.mktemp("nvml"))
+
+
+@pytest.fixture
+def nvml(_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Nvml:
+    """A machine with GPUs that play back a trace; this process's samplers see them."""
+    machine = Nvml(_library, tmp_path / "play.txt")
+    for name, value in machine.environment.items():
+        monkeypatch.setenv(name, value)
+    return machine

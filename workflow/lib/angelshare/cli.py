@@ -150,7 +150,7 @@ def plan_command(config: ConfigOption = CONFIG) -> None:
     study = plan_study(checked)
     table = Table("kind", "what", "key", "store", "runs", box=None)
     for plan in study.artifacts.values():
-        readers = sum(plan.key in run.artifacts() for run in study.runs.values())
+        readers = sum(plan in run.billed() for run in study.runs.values())
         present = store.artifact(plan.kind, plan.key).manifest_path.exists()
         state = "reused" if present else "to be made"
         table.add_row(plan.kind, plan.label, plan.key[:12], state, str(readers))
@@ -176,7 +176,7 @@ def account_command(
     quality: Annotated[Path | None, typer.Option(help="CSV of scores.")] = None,
 ) -> None:
     """Make the accounting tables from energies measured elsewhere."""
-    from angelshare.accounting.elsewhere import account_csv
+    from angelshare.accounting.imported import account_csv
 
     account_csv(stages, quality, out_dir)
     out.print(f"Tables in {out_dir}.", highlight=False)

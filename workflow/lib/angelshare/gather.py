@@ -30,7 +30,7 @@ def gather(config: Config, study: Study, store: ArtifactStore) -> accounting.Stu
                 dataset=run.dataset,
                 seed=run.seed,
                 hyperparameters=run.hyperparameters,
-                artifacts=tuple((p.kind, p.key) for p in run.artifacts().values()),
+                artifacts=tuple((plan.kind, plan.key) for plan in run.billed()),
                 tokens=training["trained_tokens"],
                 parameters=training["parameters"],
             )

@@ -60,15 +60,23 @@ class RunPlan:
     scores: ArtifactPlan | None
     """The teacher's own scores, which say what its quality is relative to."""
 
-    def artifacts(self) -> dict[str, ArtifactPlan]:
-        """Every artifact on this run's bill or upstream of it, by key.
+    @property
+    def distilled(self) -> bool:
+        """Whether the run learns from a teacher's work."""
+        return "corpus" in self.inputs or "logits" in self.inputs
+
+    def upstream(self) -> list[ArtifactPlan]:
+        """Every artifact its training stands on, directly or not, inputs first."""
+        found = {p.key: p for plan in self.inputs.values() for p in plan.closure()}
+        return list(found.values())
+
+    def billed(self) -> list[ArtifactPlan]:
+        """Every artifact on this run's bill.
 
         The teacher's evaluation belongs to the bill of the runs that were distilled from it; a
         baseline that is merely compared with the teacher does not pay for it.
         """
-        distilled = "corpus" in self.inputs or "logits" in self.inputs
-        direct = [*self.inputs.values(), *([self.scores] if self.scores and distilled else [])]
-        return {plan.key: plan for top in direct for plan in top.closure()}
+        return [*self.upstream(), *([self.scores] if self.scores and self.distilled else [])]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,6 +23,7 @@ from angelshare.energy import Job, window
 from angelshare.errors import AngelshareError
 from angelshare.grid import ArtifactPlan, RunPlan, Study, plan_study
 from angelshare.store.artifacts import Artifact, ArtifactStore
+from angelshare.store.consumers import Consumer, consumer_id
 from angelshare.student.settings import PretrainedStudent
 
 if TYPE_CHECKING:
@@ -124,6 +125,19 @@ class JobContext:
         else:
             with self.folder(run.inputs["tokenizer"]) as folder:
                 yield str(folder), None
+
+    def record_consumer(self, run: RunPlan, plans: Iterable[ArtifactPlan], tokens: int) -> None:
+        """Note beside each artifact that this run read it; once, however often it is repeated."""
+        team = self.config.store.team_id()
+        consumer = Consumer(
+            id=consumer_id(team, run.key),
+            run=run.name,
+            team=team,
+            tokens_read=tokens,
+            utc=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        for plan in plans:
+            self.store.artifact(plan.kind, plan.key).add_consumer(consumer)
 
 
 @contextmanager

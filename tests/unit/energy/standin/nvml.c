@@ -2,15 +2,16 @@
 
    The file named by STANDIN_NVML says what to play, one directive a line; times are seconds since
    `epoch`, which is nanoseconds of CLOCK_MONOTONIC. Power is piecewise linear, so its integral is
-   exact; `standin_energy_j` tells it, and is the oracle of the tests.
+   exact; `standin_energy_j` tells it, after `standin_load`, and is the oracle of the tests.
 
      epoch NS | tick S | part S | mean S | latency_us N          the sensors of all GPUs
      gpu UUID NAME                                               a GPU; what follows is about it
      seg LENGTH_S FROM_W TO_W | loop                             its power; the last value holds on
-     gain G | reset T | lost T0 T1 | nocounter | nofields | mig UUID SLICES
+     gain G | reset FILE | lost FILE | nocounter | nofields | mig UUID SLICES
 
    The counter shows, at each tick, the energy until then; with `part` it integrates only that part
-   before each tick and takes it for the whole. */
+   before each tick and takes it for the whole. It starts anew when FILE of `reset` appears; the GPU
+   is lost for as long as FILE of `lost` exists. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,10 +27,10 @@ enum { OK = 0, INVALID = 2, UNSUPPORTED = 3, NOT_FOUND = 6, LOST = 15 };
 typedef struct { double length, from, to; } Segment;
 typedef struct { char uuid[96]; int slices, owner; } Mig;
 typedef struct {
-  char uuid[96], name[96];
+  char uuid[96], name[96], reset_file[256], lost_file[256];
   Segment segments[MAX_SEGMENTS];
   int count, loop, no_counter, no_fields, migs, index;
-  double gain, reset, lost_from, lost_to;
+  double gain, reset;
   Mig mig[MAX_MIGS];
 } Gpu;
 
@@ -38,10 +39,8 @@ static int gpu_count = -1;
 static double epoch_ns, tick_s = 0.1, part_s = 0, mean_s = 1.0;
 static long latency_us = 0;
 
-static void load(void) {
-  if (gpu_count >= 0) return;
+void standin_load(const char *path) {
   gpu_count = 0;
-  const char *path = getenv("STANDIN_NVML");
   FILE *file = path ? fopen(path, "r") : NULL;
   if (!file) return;
   char line[512], word[32], a[96], b[96];
@@ -63,13 +62,13 @@ static void load(void) {
       strcpy(gpu->uuid, a);
       strcpy(gpu->name, b);
       gpu->gain = 1;
-      gpu->reset = gpu->lost_from = 1e18;
+      gpu->reset = 1e18;
     } else if (!gpu) continue;
     else if (!strcmp(word, "seg")) gpu->segments[gpu->count++] = (Segment){x, y, z};
     else if (!strcmp(word, "loop")) gpu->loop = 1;
     else if (!strcmp(word, "gain")) gpu->gain = x;
-    else if (!strcmp(word, "reset")) gpu->reset = x;
-    else if (!strcmp(word, "lost")) { gpu->lost_from = x; gpu->lost_to = y; }
+    else if (!strcmp(word, "reset")) sscanf(line, "%*s %255s", gpu->reset_file);
+    else if (!strcmp(word, "lost")) sscanf(line, "%*s %255s", gpu->lost_file);
     else if (!strcmp(word, "nocounter")) gpu->no_counter = 1;
     else if (!strcmp(word, "nofields")) gpu->no_fields = 1;
     else if (!strcmp(word, "mig") && sscanf(line, "%*s %95s %lf", a, &x) == 2) {
@@ -80,6 +79,10 @@ static void load(void) {
     }
   }
   fclose(file);
+}
+
+static void load(void) {
+  if (gpu_count < 0) standin_load(getenv("STANDIN_NVML"));
 }
 
 static double now_s(void) {
@@ -133,8 +136,7 @@ static double mean_w(const Gpu *gpu, double t, double window) {
 }
 
 static int gone(const Gpu *gpu) {
-  double t = now_s();
-  return t >= gpu->lost_from && t < gpu->lost_to;
+  return *gpu->lost_file && access(gpu->lost_file, F_OK) == 0;
 }
 
 static void wait_latency(void) {
@@ -181,6 +183,7 @@ int nvmlDeviceGetTotalEnergyConsumption(Gpu *gpu, unsigned long long *mj) {
   if (gpu->no_counter) return UNSUPPORTED;
   if (gone(gpu)) return LOST;
   double t = now_s(), joules = counted(gpu, t) + 1e6;
+  if (gpu->reset > t && *gpu->reset_file && access(gpu->reset_file, F_OK) == 0) gpu->reset = t;
   if (t >= gpu->reset) joules = counted(gpu, t) - counted(gpu, gpu->reset);
   *mj = (unsigned long long)(joules * gpu->gain * 1e3);
   return OK;

@@ -203,7 +203,7 @@ def artifact_table(study: Study, bills: pl.DataFrame, shares: pl.DataFrame) -> p
         .join(given, on=["kind", "key"], how="left")
         .with_columns(pl.col("shared_j", "our_shared_j").fill_null(0.0))
         .with_columns(
-            unallocated_j=pl.col("energy_j") - pl.col("shared_j"),
+            unallocated_j=_rest(pl.col("energy_j"), pl.col("shared_j")),
             saved_j=(pl.col("consumers") - 1).clip(0) * pl.col("charged_j"),
         )
         .select(
@@ -213,6 +213,12 @@ def artifact_table(study: Study, bills: pl.DataFrame, shares: pl.DataFrame) -> p
         )
         .sort("kind", "key")
     )
+
+
+def _rest(whole: pl.Expr, part: pl.Expr) -> pl.Expr:
+    """What is left of a sum, without the dust of floating point."""
+    rest = whole - part
+    return pl.when(rest.abs() > 1e-9 * whole).then(rest).otherwise(0.0)
 
 
 def _counts(

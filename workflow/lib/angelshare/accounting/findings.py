@@ -11,13 +11,11 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from angelshare.accounting.break_even import AT_ONCE, FINITE, NEVER, UNBOUNDED
+from angelshare.accounting.names import VIEW_NAMES, pretty
 from angelshare.accounting.summary import FEW
 from angelshare.accounting.tables import Tables
 from angelshare.accounting.uncertainty import VIEWS
 from angelshare.accounting.units import energy, number
-
-VIEW_NAMES = {"student_only": "student only", "one_off": "one-off", "amortized": "amortised"}
-"""How the views are called in sentences, figures and the report."""
 
 SURE = 0.95
 
@@ -59,8 +57,8 @@ def _frontier_line(tables: Tables) -> str:
 def _with_probability(row: dict[str, Any]) -> str:
     probability = row["membership_probability"]
     if probability is None or probability >= SURE:
-        return row["setting"]
-    return f"{row['setting']} ({percent(probability)})"
+        return pretty(row["setting"])
+    return f"{pretty(row['setting'])} ({percent(probability)})"
 
 
 def percent(share: float) -> str:
@@ -81,7 +79,7 @@ def _break_even_line(tables: Tables) -> str:
 
 def break_even_text(row: dict[str, Any]) -> str:
     """One row in words: `kd 1B N* 10.0 (95 % 8.10 to 13.0; 3 consumers, not reached)`."""
-    name = f"{row['pipeline']} {row['student']}"
+    name = pretty(row["setting"])
     if row["n_star_status"] == NEVER:
         at_best = row["n_star_low"]
         hope = f" (95 %: at best {number(at_best)})" if at_best is not None else ""
@@ -121,6 +119,10 @@ def _many(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
+def _names(settings: list[str]) -> str:
+    return ", ".join(pretty(setting) for setting in settings)
+
+
 def _flips(tables: Tables) -> list[tuple[str, str]]:
     """Settings that are on the frontier under one view and not under another."""
     on = {
@@ -132,12 +134,12 @@ def _flips(tables: Tables) -> list[tuple[str, str]]:
     found = []
     if lost := sorted(on["student_only"] - on["one_off"]):
         kept = [setting for setting in lost if setting in on["amortized"]]
-        text = f"On the frontier only while the teacher is not counted: {', '.join(lost)}."
+        text = f"On the frontier only while the teacher is not counted: {_names(lost)}."
         if kept:
-            text += f" Shared among the actual consumers, back on it: {', '.join(kept)}."
+            text += f" Shared among the actual consumers, back on it: {_names(kept)}."
         found.append(("views", text))
     if gained := sorted(on["one_off"] - on["student_only"]):
-        text = f"On the frontier once the teacher is counted, and not before: {', '.join(gained)}."
+        text = f"On the frontier once the teacher is counted, and not before: {_names(gained)}."
         found.append(("views", text))
     if tables.frontier.height and not found:
         found.append(("views", "The frontier is the same whether the teacher is counted or not."))
@@ -156,7 +158,8 @@ def _dominant(tables: Tables) -> list[tuple[str, str]]:
             low, high = ranked.row(0, named=True), ranked.row(-1, named=True)
             factor = high[f"{view}_j"] / low[f"{view}_j"] if low[f"{view}_j"] else float("inf")
             parts.append(
-                f"{VIEW_NAMES[view]} {low['setting']} costs least and {high['setting']} most "
+                f"{VIEW_NAMES[view]} {pretty(low['setting'])} costs least and "
+                f"{pretty(high['setting'])} most "
                 f"({number(factor, 2)} times)"
             )
         found.append(("energy", f"Student {student}: {'; '.join(parts)}."))
@@ -179,7 +182,8 @@ def _dominated(tables: Tables) -> list[tuple[str, str]]:
         sure = row["dominated_probability"]
         how_sure = "" if sure is None else f" ({percent(sure)} sure)"
         texts.append(
-            f"{row['setting']} spends {energy(more_j)} a run more than {row['dominated_by']} "
+            f"{pretty(row['setting'])} spends {energy(more_j)} a run more than "
+            f"{pretty(row['dominated_by'])} "
             f"for no better quality{how_sure}"
         )
     return [("waste", f"Dominated when amortised: {'; '.join(texts)}.")] if texts else []
@@ -228,7 +232,7 @@ def _unsupported(tables: Tables) -> list[tuple[str, str]]:
     unsure = tables.frontier.filter(probability.is_between(1 - SURE, SURE))
     if unsure.height:
         names = sorted(set(unsure["setting"]))
-        found.append(f"Whether these are on a frontier is open: {', '.join(names)}.")
+        found.append(f"Whether these are on a frontier is open: {_names(names)}.")
     total_j, measured_j = _measured(tables)
     if measured_j is None:
         found.append("No record says how much of the energy was measured.")
@@ -260,12 +264,12 @@ def _measured(tables: Tables) -> tuple[float, float | None]:
 
 def t_star_text(row: dict[str, Any]) -> str:
     """T* of one row of `break_even` in words."""
-    against = f" against {row['t_star_reference']}" if row["t_star_reference"] else ""
-    if row["t_star_status"] == AT_ONCE:
-        return f"at once{against}"
-    if row["t_star_status"] == NEVER:
-        return f"never{against}"
     if row["t_star_tokens"] is None:
-        return "not known"
-    end = " (95 %: no upper end)" if row["t_star_status"] == UNBOUNDED else ""
-    return f"{number(row['t_star_tokens'])} tokens{end}{against}"
+        return row["t_star_status"]
+    if row["t_star_status"] == AT_ONCE:
+        return AT_ONCE
+    end = "no upper end" if row["t_star_status"] == UNBOUNDED else ""
+    if row["t_star_low"] is not None:
+        high = end or number(row["t_star_high"])
+        return f"{number(row['t_star_tokens'])} tokens ({number(row['t_star_low'])} to {high})"
+    return f"{number(row['t_star_tokens'])} tokens"

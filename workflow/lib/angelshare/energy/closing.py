@@ -36,7 +36,7 @@ from angelshare.energy.sidecar import (
     Warning,
     Work,
 )
-from angelshare.energy.totals import per_token, phases_of, total_of, warnings_of
+from angelshare.energy.totals import overlaps_of, per_token, phases_of, total_of, warnings_of
 from angelshare.energy.trace import Trace, read_parquet, read_text, write_parquet
 from angelshare.files import publish_json, sha256_file
 
@@ -120,7 +120,7 @@ def compute(
         run=Run.model_validate(plan["run"]),
         time=time,
         env=_env(trace),
-        scope=_scope(components, plan.get("overlaps", [])),
+        scope=_scope(components, overlaps_of(trace)),
         components=components,
         total=total,
         baseline=baseline,

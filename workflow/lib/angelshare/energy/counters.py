@@ -21,7 +21,7 @@ from typing import NamedTuple
 from angelshare.energy.curves import Curve, value_at
 
 DEFAULT_TICK_S = 0.1
-SHARP_S = 0.015
+SHARP_S = 0.02
 
 
 class Row(NamedTuple):

@@ -22,6 +22,8 @@ from angelshare.energy.settings import EnergySettings
 from angelshare.energy.sidecar import Record
 from angelshare.energy.windows import Job, window
 
+TICK_WATCH_S = 1.0
+TICK_PERIOD_S = 0.02
 CONTEXT = """
 import sys, torch
 held = [torch.zeros(1, device=f"cuda:{i}") for i in range(torch.cuda.device_count())]
@@ -50,7 +52,28 @@ def idle_baseline(
     ``context_open`` holds a CUDA context on every visible GPU meanwhile, through torch.
     """
     whole = settings.model_copy(update={"cpu_attribution": "whole_device"})
-    with tempfile.TemporaryDirectory() as folder, _context(state):
+    with _context(state):
+        record = _watch(seconds, whole)
+        quick = None
+        if any(part.kind == "gpu" for part in record.components):
+            quick = _watch(TICK_WATCH_S, whole.model_copy(update={"period_s": TICK_PERIOD_S}))
+    ticks_ms = {
+        part.id: part.counter.update_ms_p50
+        for part in (quick.components if quick else [])
+        if part.counter is not None
+    }
+    duration_s = record.time.duration_s
+    devices = [_row(part, duration_s, ticks_ms.get(part.id)) for part in record.components]
+    return {
+        "baseline": _baseline(record, state).model_dump(mode="json"),
+        "devices": devices,
+        "verdict": verdict(devices),
+    }
+
+
+def _watch(seconds: float, settings: EnergySettings) -> Record:
+    """The record of a window in which nothing happens."""
+    with tempfile.TemporaryDirectory() as folder:
         job = Job(
             rule="idle",
             stage="prerun",
@@ -58,15 +81,9 @@ def idle_baseline(
             sidecar=Path(folder) / "energy.json",
             attempts=Path(folder) / "attempts",
         )
-        with window(job, whole):
+        with window(job, settings):
             time.sleep(seconds)
-        record = validate_sidecar(job.sidecar)
-    devices = [_row(component, record.time.duration_s) for component in record.components]
-    return {
-        "baseline": _baseline(record, state).model_dump(mode="json"),
-        "devices": devices,
-        "verdict": verdict(devices),
-    }
+        return validate_sidecar(job.sidecar)
 
 
 def verdict(devices: list[dict[str, Any]]) -> list[str]:
@@ -88,9 +105,9 @@ def verdict(devices: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _row(component: Component, duration_s: float) -> dict[str, Any]:
+def _row(component: Component, duration_s: float, tick_ms: float | None) -> dict[str, Any]:
     measured = component.quality == "measured" and component.energy_j is not None
-    check, counter = component.crosscheck, component.counter
+    check = component.crosscheck
     return {
         "component": component.id,
         "device": component.device.model if component.device else None,
@@ -98,7 +115,7 @@ def _row(component: Component, duration_s: float) -> dict[str, Any]:
         "meter": component.method,
         "quality": component.quality,
         "idle_w": (component.energy_j or 0.0) / duration_s if measured else None,
-        "tick_ms": counter.update_ms_p50 if counter else None,
+        "tick_ms": tick_ms,
         "agreement_rel": check.rel_diff if check else None,
         "agreement_ok": check.ok if check else None,
     }

@@ -113,11 +113,17 @@ def per_token(total: Total, tokens: Tokens) -> JoulesPerToken | None:
     return None
 
 
+def overlaps_of(trace: Trace) -> list[str]:
+    """Other windows that charged the same devices meanwhile, in words."""
+    return [event["text"] for event in trace.events if event["e"] == "overlap"]
+
+
 def warnings_of(trace: Trace, parts: list[Measured]) -> list[Warning]:
     """Everything a reader of the figures must know."""
     found = [Warning(code="meter", text=text) for text in trace.remarks]
     for part in parts:
         found += part.warnings
+    found += [Warning(code="overlap", text=text) for text in overlaps_of(trace)]
     if trace.samplers > 1:
         text = f"the sampling process was replaced {trace.samplers - 1} times"
         found.append(Warning(code="sampler_replaced", text=text))

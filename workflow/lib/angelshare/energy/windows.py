@@ -33,6 +33,7 @@ from angelshare.energy.closing import Status, close_attempt, parquet_trace, text
 from angelshare.energy.constants import estimator
 from angelshare.energy.machine import env_of, run_of
 from angelshare.energy.measures import Baseline, Interval, Total
+from angelshare.energy.overlaps import Presence
 from angelshare.energy.settings import CarbonSettings, EnergySettings
 from angelshare.energy.sidecar import Attempt, Env, Meter, Record, Run, Scope, Time, TraceFile
 from angelshare.energy.trace import read_text
@@ -78,6 +79,7 @@ class Window:
         self.events: list[dict[str, Any]] = []
         self.work: dict[str, int] = {}
         self.sampler: SamplerProcess | None = None
+        self.presence: Presence | None = None
         self._work_sent_ns = 0
 
     def emit(self, event: str, **content: Any) -> dict[str, Any]:
@@ -185,6 +187,9 @@ def _open(
     opened = Window(attempt)
     gpu = settings.gpu == "auto" and job.gpus != 0
     opened.sampler = SamplerProcess(attempt, text_trace(attempt), settings, gpu)
+    seen = read_text(text_trace(attempt))
+    zones = list(seen.zones) if settings.cpu_attribution == "whole_device" else []
+    opened.presence = Presence(identity, job.rule, [*seen.gpus, *zones])
     _synchronise()
     opened.emit("open")
     return opened
@@ -219,6 +224,8 @@ def _close(
     _synchronise()
     if opened.work:
         opened.emit("work", work=dict(opened.work))
+    for text in opened.presence.leave() if opened.presence is not None else []:
+        opened.emit("overlap", text=text)
     assert opened.sampler is not None
     opened.sampler.close(opened.emit("close"))
     trace = read_text(text_trace(opened.attempt))

@@ -10,10 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from angelshare.accounting.names import pretty
 from angelshare.accounting.tables import Tables
 from angelshare.accounting.units import Unit, energy_unit, number
 from angelshare.report.axes import PLAIN, log_x, students_by_size
-from angelshare.report.style import INK, looks, pretty
+from angelshare.report.style import INK, looks
 
 _DASHES = (0, (4, 2))
 _MOST_RUNS = 1000.0

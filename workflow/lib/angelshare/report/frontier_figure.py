@@ -10,12 +10,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from angelshare.accounting.findings import percent
+from angelshare.accounting.names import pretty
 from angelshare.accounting.tables import Tables
 from angelshare.accounting.uncertainty import VIEWS
 from angelshare.accounting.units import Unit, energy_unit
 from angelshare.report.axes import log_x
 from angelshare.report.labels import Label, place
-from angelshare.report.style import INK, VIEW_TITLES, looks, pretty
+from angelshare.report.style import INK, VIEW_TITLES, looks
 
 _LOG_FROM = 3.0
 """Energies that differ by more than this factor get a log axis."""
@@ -74,7 +75,7 @@ def _padded(limits: tuple[float, float], logarithmic: bool) -> tuple[float, floa
     """Room for labels, most on the right."""
     low, high = limits
     if logarithmic:
-        return low / (high / low) ** 0.08, high * (high / low) ** 0.24
+        return low / (high / low) ** 0.15, high * (high / low) ** 0.24
     return low - 0.05 * (high - low), high + 0.25 * (high - low)
 
 

@@ -9,10 +9,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from angelshare.accounting.names import pretty
 from angelshare.accounting.tables import Tables
 from angelshare.accounting.units import Unit, energy_unit, number
 from angelshare.report.axes import PLAIN, ordered_settings
-from angelshare.report.style import INK, VIEW_TITLES, pretty, stage_look, stage_order
+from angelshare.report.style import INK, VIEW_TITLES, stage_look, stage_order
 
 _MOST_BARS = 60
 """A figure for paper shows no more settings than this; the HTML report shows them all."""

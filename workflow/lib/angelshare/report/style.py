@@ -75,10 +75,3 @@ def stage_order(stages: Iterable[str]) -> list[str]:
     return sorted(
         set(stages), key=lambda stage: (order.index(stage) if stage in order else -1, stage)
     )
-
-
-def pretty(name: str) -> str:
-    """A setting or pipeline as people write it: `synthetic_sft small` is `synthetic SFT small`."""
-    words = name.replace("synthetic_sft", "synthetic SFT").split(" ")
-    upper = {"sft": "SFT", "kd": "KD"}
-    return " ".join(upper.get(word, word.replace("_", " ")) for word in words)

@@ -57,8 +57,7 @@ def load_causal_lm(
     path_or_name: str | Path,
     *,
     revision: str | None = None,
-    dtype: NOT_LOADABLE = (OSError, ValueError, ImportError, SafetensorError)
-DtypeName = "auto",
+    dtype: DtypeName = "auto",
     device: str | None = None,
     attn_implementation: str = "sdpa",
     trust_remote_code: bool = False,

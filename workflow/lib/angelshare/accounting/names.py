@@ -1,0 +1,13 @@
+"""What things are called in sentences, figures and the report."""
+
+from __future__ import annotations
+
+VIEW_NAMES = {"student_only": "student only", "one_off": "one-off", "amortized": "amortised"}
+"""The energy views in words."""
+
+_WRITTEN = {"sft": "SFT", "kd": "KD", "synthetic_sft": "synthetic SFT"}
+
+
+def pretty(name: str) -> str:
+    """A setting or pipeline as people write it: `synthetic_sft small` is `synthetic SFT small`."""
+    return " ".join(_WRITTEN.get(word, word.replace("_", " ")) for word in name.split(" "))

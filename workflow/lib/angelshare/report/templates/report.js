@@ -1,0 +1,211 @@
+"use strict";
+const study = JSON.parse(document.getElementById("data").textContent);
+const unit = study.unit;
+const inUnit = (joules) => joules / unit.factor;
+const byId = (id) => document.getElementById(id);
+const chosen = (name) => document.querySelector(`input[name="${name}"]:checked`).value;
+
+const layout = (extra) => ({
+  font: { family: 'system-ui, "Segoe UI", Roboto, "Liberation Sans", sans-serif', size: 13, color: "#1f2328" },
+  paper_bgcolor: "#fff", plot_bgcolor: "#fff", margin: { l: 64, r: 24, t: 16, b: 56 },
+  hoverlabel: { bgcolor: "#fff", bordercolor: "#57606a", font: { color: "#1f2328" }, align: "left" },
+  legend: { orientation: "h", y: -0.16, x: 0 }, ...extra,
+});
+const axis = (title, extra) => ({
+  title: { text: title, standoff: 10 }, gridcolor: "#e6e8eb", zeroline: false,
+  linecolor: "#8a9099", ticks: "outside", tickcolor: "#8a9099", ...extra,
+});
+const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
+  toImageButtonOptions: { format: "svg", filename: "angelshare" } };
+const rounded = (value) => Number(value.toPrecision(3)).toLocaleString("en", { maximumSignificantDigits: 3 });
+/* 1, 2, 5 times powers of ten, written out: Plotly's own log ticks drop the power. */
+function logTicks(low, high) {
+  const ticks = [];
+  for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power += 1) {
+    for (const digit of [1, 2, 5]) ticks.push(digit * 10 ** power);
+  }
+  const inside = ticks.filter((tick) => tick >= low && tick <= high);
+  return { tickvals: inside, ticktext: inside.map(rounded) };
+}
+const inPercent = (share) => share > 0.995 && share < 1 ? "> 99 %" : share > 0 && share < 0.005 ? "< 1 %" : `${Math.round(100 * share)} %`;
+
+/* The energy of a point under the chosen view; "what_if" divides the teacher's whole bill. */
+function energyOf(point, view, runs) {
+  if (view !== "what_if") return point.energy[view];
+  return point.energy.one_off - point.teacher + point.teacher / runs;
+}
+
+/* Points that no other beats on both; equal points leave each other alone. */
+function nonDominated(points) {
+  return points.filter((p) => !points.some((q) =>
+    q.x <= p.x && q.y >= p.y && (q.x < p.x || q.y > p.y)));
+}
+
+function hoverText(point, view, x, y, metric) {
+  const lines = [`<b>${point.name}</b>`, `${rounded(inUnit(x))} ${unit.name} per run, ${metric} ${rounded(y)}`];
+  if (view !== "what_if") {
+    if (point.low[view] !== null) lines.push(`repeats: ${rounded(inUnit(point.low[view]))} to ${rounded(inUnit(point.high[view]))} (95 %, n = ${point.n})`);
+    lines.push(`meter: ± ${rounded(inUnit(point.meter[view]))} (95 %)`);
+    if (metric === "quality" && point.chance[view] !== null) lines.push(`on the frontier: ${inPercent(point.chance[view])}`);
+  }
+  if (point.lineage) lines.push(`stands on: ${point.lineage.split("; ").join("<br>   ")}`);
+  if (point.note) lines.push(point.note);
+  return lines.join("<br>");
+}
+
+/* Where each point's name goes, frontier first; a name that would cover another is left to hovering. */
+function labelPlaces(points, best, position) {
+  const chart = byId("frontier-chart"), wide = chart.clientWidth - 90, tall = chart.clientHeight - 80;
+  const ys = points.map((p) => p.y), bottom = Math.min(...ys), span = (Math.max(...ys) - bottom) * 1.15 || 1;
+  const at = (p) => ({ x: position(p.x) * wide, y: (1 - (p.y - bottom) / span) * tall });
+  const taken = points.map((p) => ({ x0: at(p).x - 6, x1: at(p).x + 6, y0: at(p).y - 6, y1: at(p).y + 6, own: p }));
+  const places = new Map();
+  for (const p of [...points].sort((a, b) => best.includes(b) - best.includes(a) || b.y - a.y)) {
+    const { x, y } = at(p), width = 6.4 * p.point.name.length;
+    for (const place of ["top right", "bottom right", "top left", "bottom left"]) {
+      const box = place.endsWith("right") ? { x0: x + 7, x1: x + 7 + width } : { x0: x - 7 - width, x1: x - 7 };
+      Object.assign(box, place.startsWith("top") ? { y0: y - 20, y1: y - 4 } : { y0: y + 4, y1: y + 20 });
+      const free = box.x0 > 0 && box.x1 < wide && !taken.some((t) => t.own !== p && t.x0 < box.x1 && box.x0 < t.x1 && t.y0 < box.y1 && box.y0 < t.y1);
+      if (free) { places.set(p, place); taken.push(box); break; }
+    }
+  }
+  return places;
+}
+
+function drawFrontier() {
+  const view = chosen("view"), metric = byId("metric").value;
+  const runs = Math.max(1, Number(byId("what-if-n").value) || 1);
+  const points = study.points.filter((p) => p.score[metric] !== null)
+    .map((p) => ({ point: p, x: energyOf(p, view, runs), y: p.score[metric] }));
+  const best = nonDominated(points).sort((a, b) => a.x - b.x);
+  const log = byId("log-energy").checked;
+  const xs = points.map((p) => inUnit(p.x)).filter((x) => x > 0);
+  const low = Math.min(...xs), high = Math.max(...xs);
+  const range = log ? [Math.log10(low / 1.25), Math.log10(high * (high / low) ** 0.25 * 1.1)] : [0, high * 1.25];
+  const places = labelPlaces(points, best, (x) => ((log ? Math.log10(inUnit(x)) : inUnit(x)) - range[0]) / (range[1] - range[0]));
+  const traces = [{
+    x: best.map((p) => inUnit(p.x)), y: best.map((p) => p.y), mode: "lines", name: "frontier",
+    line: { shape: "hv", color: "#57606a", width: 1.5 }, hoverinfo: "skip",
+  }];
+  for (const [id, pipeline] of Object.entries(study.pipelines)) {
+    const mine = points.filter((p) => p.point.pipeline === id);
+    if (!mine.length) continue;
+    const onIt = mine.map((p) => best.includes(p));
+    const bar = (low, high, at, scale) => ({
+      type: "data", symmetric: false, thickness: 1, width: 0, color: pipeline.color,
+      array: mine.map((p, i) => high(p) === null ? 0 : Math.max(0, scale(high(p)) - at[i])),
+      arrayminus: mine.map((p, i) => low(p) === null ? 0 : Math.max(0, at[i] - scale(Math.max(0, low(p))))),
+    });
+    const xs = mine.map((p) => inUnit(p.x)), ys = mine.map((p) => p.y);
+    traces.push({
+      x: xs, y: ys, name: pipeline.name, mode: "markers+text", cliponaxis: false,
+      text: mine.map((p) => places.get(p) ? p.point.name : ""),
+      textposition: mine.map((p) => places.get(p) || "top right"),
+      textfont: { size: 11, color: pipeline.color },
+      marker: { symbol: mine.map((p, i) => pipeline.symbol + (onIt[i] ? "" : "-open")), size: 11, color: pipeline.color },
+      error_x: view === "what_if" ? undefined : bar((p) => p.point.low[view], (p) => p.point.high[view], xs, inUnit),
+      error_y: metric === "quality" ? bar((p) => p.point.scoreLow.quality, (p) => p.point.scoreHigh.quality, ys, (v) => v) : undefined,
+      hovertext: mine.map((p) => hoverText(p.point, view, p.x, p.y, metric)), hoverinfo: "text",
+    });
+  }
+  Plotly.react("frontier-chart", traces, layout({
+    xaxis: axis(`energy per run (${unit.name})`, { type: log ? "log" : "linear", range, ...(log ? logTicks(10 ** range[0], 10 ** range[1]) : {}) }),
+    yaxis: axis(metric === "quality" ? "quality (share of the teacher's score)" : metric),
+    hovermode: "closest",
+  }), config);
+  const counted = view === "what_if" ? `the teacher shared by ${runs} runs` : study.views.find((v) => v.id === view).name.toLowerCase();
+  byId("frontier-what").textContent = points.length
+    ? `On the frontier, ${counted}: ${best.map((p) => p.point.name).join(", ")}.`
+    : "No run has a score for this.";
+}
+
+function drawStages() {
+  const view = chosen("stage-view"), values = study.stages.values[view];
+  const traces = study.stages.stages.map((stage, i) => ({
+    type: "bar", orientation: "h", name: stage.name, y: study.stages.settings, x: values[i].map(inUnit),
+    marker: { color: stage.color }, hovertemplate: `%{y}<br>${stage.name}: %{x:.3~g} ${unit.name}<extra></extra>`,
+  })).filter((trace) => trace.x.some((x) => x > 0));
+  byId("stages-chart").style.height = `${Math.max(320, 120 + 30 * study.stages.settings.length)}px`;
+  Plotly.react("stages-chart", traces, layout({
+    barmode: "stack", bargap: 0.35, margin: { l: 170, r: 24, t: 16, b: 56 },
+    xaxis: axis(`mean energy per run (${unit.name})`),
+    yaxis: axis("", { autorange: "reversed", automargin: true, ticks: "" }),
+    legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, traceorder: "normal" },
+  }), config);
+}
+
+const perRun = (row, runs) => row.distilled + row.teacher / runs;
+
+function drawAmortization() {
+  const students = study.students.filter((s) => study.breakEven.some((row) => row.student === s));
+  const counts = Array.from({ length: 120 }, (_, i) => Math.exp(Math.log(study.mostRuns) * i / 119));
+  const traces = [], shapes = [], annotations = [], axes = {}, named = new Set();
+  students.forEach((student, i) => {
+    const tag = i ? String(i + 1) : "", rows = study.breakEven.filter((row) => row.student === student);
+    const width = 1 / students.length, pad = 0.035;
+    axes[`xaxis${tag}`] = axis("runs that share the teacher's work", { type: "log", ...logTicks(1, study.mostRuns), domain: [i * width + (i ? pad : 0), (i + 1) * width - (i + 1 < students.length ? pad : 0)], anchor: `y${tag}` });
+    axes[`yaxis${tag}`] = axis(i ? "" : `student and share of the teacher (${unit.name})`, { rangemode: "tozero", anchor: `x${tag}` });
+    annotations.push({ text: `<b>student ${student}</b>`, showarrow: false, xref: `x${tag} domain`, yref: `y${tag} domain`, x: 0, y: 1.06, xanchor: "left", yanchor: "bottom" });
+    const add = (trace) => traces.push({ xaxis: `x${tag}`, yaxis: `y${tag}`, ...trace });
+    const legend = (name) => { const first = !named.has(name); named.add(name); return { name, legendgroup: name, showlegend: first }; };
+    add({ x: [1, study.mostRuns], y: [inUnit(rows[0].baseline), inUnit(rows[0].baseline)], mode: "lines", line: { color: "#1f2328", dash: "dash", width: 1.3 }, hoverinfo: "skip", ...legend("baseline student") });
+    for (const row of rows) {
+      const look = study.pipelines[row.pipeline], now = Math.max(1, row.consumers);
+      add({ x: counts, y: counts.map((n) => inUnit(perRun(row, n))), mode: "lines", line: { color: look.color, width: 2 }, hovertemplate: `${row.name}<br>%{x:.3~g} runs: %{y:.3~g} ${unit.name}<extra></extra>`, ...legend(look.name) });
+      add({ x: [now], y: [inUnit(perRun(row, now))], mode: "markers", marker: { symbol: look.symbol, size: 11, color: look.color, line: { color: "#fff", width: 1 } }, hovertemplate: `${row.name}: ${row.consumers} runs now<extra></extra>`, showlegend: false });
+      if (row.nStar !== null && row.nStar <= study.mostRuns) {
+        add({ x: [row.nStar], y: [inUnit(row.baseline)], mode: "markers", marker: { symbol: "circle-open", size: 14, color: look.color, line: { width: 2 } }, hovertemplate: `${row.name}: N* %{x:.3~g}<extra></extra>`, showlegend: false });
+      }
+    }
+    shapes.push({ type: "line", xref: `x${tag}`, yref: `y${tag} domain`, x0: 1, x1: 1, y0: 0, y1: 1, line: { color: "#8a9099", width: 1, dash: "dot" } });
+  });
+  byId("amortization-chart").style.height = "24rem";
+  Plotly.react("amortization-chart", traces, layout({ ...axes, shapes, annotations, margin: { l: 64, r: 24, t: 44, b: 56 }, legend: { orientation: "h", y: -0.22, x: 0 } }), config);
+}
+
+function moveRuns() {
+  const slider = byId("runs-n"), runs = Number(slider.value);
+  byId("runs-n-value").textContent = String(runs);
+  const shapes = byId("amortization-chart").layout.shapes.map((_, i) => [`shapes[${i}].x0`, `shapes[${i}].x1`]).flat();
+  Plotly.relayout("amortization-chart", Object.fromEntries(shapes.map((key) => [key, runs])));
+  byId("break-even-what").textContent = `With ${runs} ${runs === 1 ? "run" : "runs"}: ` + study.breakEven.map((row) => {
+    const more = perRun(row, runs) - row.baseline;
+    return `${row.name} ${rounded(inUnit(Math.abs(more)))} ${unit.name} ${more > 0 ? "more" : "less"} than the baseline`;
+  }).join("; ") + ".";
+}
+
+/* Sorting: a button in each header, numbers by value, text by letters. */
+function sortable(table) {
+  table.querySelectorAll("thead button.sort").forEach((button, column) => button.addEventListener("click", () => {
+    const header = button.closest("th"), up = header.getAttribute("aria-sort") !== "ascending";
+    table.querySelectorAll("thead th").forEach((th) => th.removeAttribute("aria-sort"));
+    header.setAttribute("aria-sort", up ? "ascending" : "descending");
+    const key = (row) => { const cell = row.cells[column]; return cell.dataset.value === undefined ? cell.textContent : Number(cell.dataset.value); };
+    const compare = (a, b) => typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b), "en", { numeric: true });
+    const rows = [...table.tBodies[0].rows].sort((a, b) => (up ? 1 : -1) * compare(key(a), key(b)));
+    table.tBodies[0].append(...rows);
+  }));
+}
+
+for (const metric of study.metrics) {
+  const option = document.createElement("option");
+  option.value = metric;
+  option.textContent = metric === "quality" ? "Q, mean over benchmarks" : metric.replaceAll("_", " ");
+  byId("metric").append(option);
+}
+byId("frontier-controls").addEventListener("input", (event) => {
+  if (event.target.id === "what-if-n") document.querySelector('input[value="what_if"]').checked = true;
+  drawFrontier();
+});
+byId("stages-controls").addEventListener("input", drawStages);
+document.querySelectorAll("form").forEach((form) => form.addEventListener("submit", (event) => event.preventDefault()));
+document.querySelectorAll("table").forEach(sortable);
+drawFrontier();
+drawStages();
+if (study.breakEven.length) {
+  byId("runs-n").max = String(Math.floor(study.mostRuns));
+  drawAmortization();
+  byId("runs-n").value = String(Math.max(1, ...study.breakEven.map((row) => row.consumers)));
+  byId("runs-n").addEventListener("input", moveRuns);
+  moveRuns();
+}
