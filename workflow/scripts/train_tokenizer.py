@@ -8,13 +8,11 @@ from angelshare.jobs import PartJob, part_job
 def main(job: PartJob) -> None:
     """Train the tokenizer of the recipe and commit its files."""
     # Imported inside the window: loading transformers costs energy too.
-    from angelshare.data.problems import teacher_problems
-    from angelshare.data.tokenizer import save_tokenizer, tokenizer_digest, train_tokenizer
+    from angelshare.data.tokenizer import problem_tokenizer, save_tokenizer, tokenizer_digest
 
     settings = TokenizerSettings.model_validate(job.plan.recipe["settings"])
     problems = WordProblems.model_validate(job.plan.recipe["problems"])
-    texts = [text for problem in teacher_problems(problems, 4000) for text in problem]
-    tokenizer = train_tokenizer(texts, settings.vocab_size, 128)
+    tokenizer = problem_tokenizer(settings, problems)
     save_tokenizer(tokenizer, job.context.scratch)
     job.commit(
         {path.name: path for path in sorted(job.context.scratch.iterdir())},

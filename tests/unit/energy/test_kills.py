@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import pyarrow.parquet  # noqa: F401  (so that forked jobs need not import it)
 import pytest
 from standins import Nvml
 
@@ -25,7 +26,7 @@ JobMaker = Callable[..., Job]
 WATTS = 300.0
 PERIOD_S = 0.1
 GPUS = EnergySettings(period_s=PERIOD_S, cpu="none", dram="none")
-KILLS = int(os.environ.get("ANGELSHARE_KILLS", "14"))
+KILLS = int(os.environ.get("ANGELSHARE_KILLS", "7"))
 WAYS = ("job", "both", "sampler", "terminate", "stop job", "stop sampler", "exit")
 
 

@@ -2,6 +2,7 @@ import json
 import stat
 
 import pytest
+
 from angelshare.errors import AngelshareError
 from angelshare.files import TEMPORARY_PREFIX
 from angelshare.recipes import make_recipe, recipe_key
@@ -133,6 +134,7 @@ def test_sealing_needs_every_part_and_the_right_recipe(store, tmp_path):
 
 def test_parts_made_from_different_inputs_are_not_sealed(store, tmp_path):
     artifact = make(store, tmp_path)
+    artifact.receipt_path(1).unlink()
     source = tmp_path / "source-1"
     artifact.commit(1, {"data.parquet": source}, inputs={"teacher": "another"})
     with pytest.raises(AngelshareError, match="different inputs"):

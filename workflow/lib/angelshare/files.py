@@ -61,6 +61,23 @@ def publish_bytes(path: Path, content: bytes, mode: int = 0o644) -> None:
         temporary.write_bytes(content)
 
 
+def publish_first(path: Path, content: bytes, mode: int = 0o644) -> bool:
+    """Publish ``content`` at ``path`` unless something is there; return whether it was published.
+
+    By ``link``, so that of two writers on any file system exactly one succeeds.
+    """
+    draft = path.parent / f"{TEMPORARY_PREFIX}{path.name}-{secrets.token_hex(6)}"
+    publish_bytes(draft, content, mode)
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        return False
+    finally:
+        draft.unlink(missing_ok=True)
+    sync_folder(path.parent)
+    return True
+
+
 def publish_json(path: Path, value: Any, mode: int = 0o644) -> None:
     """Publish ``value`` as JSON with sorted keys: equal values give equal bytes."""
     publish_bytes(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode(), mode)

@@ -22,8 +22,9 @@ from angelshare.config import Config, PretrainedTeacher, load_config
 from angelshare.energy import Job, window
 from angelshare.errors import AngelshareError
 from angelshare.grid import ArtifactPlan, RunPlan, Study, plan_study
-from angelshare.store.artifacts import Artifact, ArtifactStore
+from angelshare.store.artifacts import ArtifactStore, Receipt
 from angelshare.store.consumers import Consumer, consumer_id
+from angelshare.store.leases import single_flight
 from angelshare.student.settings import PretrainedStudent
 
 if TYPE_CHECKING:
@@ -205,16 +206,15 @@ def job(
 class PartJob:
     """A job that makes one part of a shared artifact, unless the store has it already."""
 
-    def __init__(self, context: JobContext, plan: ArtifactPlan, part: int, receipt: Path) -> None:
+    def __init__(
+        self, context: JobContext, plan: ArtifactPlan, part: int, adopted: Receipt | None
+    ) -> None:
         self.context = context
         self.plan = plan
         self.part = part
-        self.artifact: Artifact = context.store.artifact(plan.kind, plan.key)
-        if self.artifact.receipt_path(part).absolute() != receipt.absolute():
-            raise AngelshareError(f"the rule's output {receipt} is not where the store keeps it")
-        self.adopted = self.artifact.adopt(part)
-        if self.adopted:
-            context.report.say(f"{self.artifact} part {part} is already in the store: reused")
+        self.artifact = context.store.artifact(plan.kind, plan.key)
+        self.adopted = adopted
+        """The part's receipt, where the store has it: there is nothing to do."""
 
     def commit(
         self,
@@ -250,7 +250,8 @@ def part_job(
 ) -> Iterator[PartJob]:
     """Run the body of a job that makes part ``part`` of the artifact ``kind``/``key``.
 
-    The body asks ``adopted`` first: where it is set, there is nothing to do.
+    The body asks ``adopted`` first: where it is set, there is nothing to do. Otherwise this job
+    holds the part's lease while the body runs.
     """
     stage, role = STAGES[kind]
     attempts = Path(receipt).parent.parent / "attempts"
@@ -262,7 +263,12 @@ def part_job(
         wildcards={"kind": kind, "key": key, "part": part},
         **job_settings,
     ) as context:
-        yield PartJob(context, planned_artifact(context, key), int(part), Path(receipt))
+        plan, number = planned_artifact(context, key), int(part)
+        artifact = context.store.artifact(kind, key)
+        with single_flight(artifact, number, context.report.say) as adopted:
+            if adopted:
+                context.report.say(f"{artifact} part {number} is in the store: reused")
+            yield PartJob(context, plan, number, adopted)
 
 
 def planned_artifact(context: JobContext, key: str) -> ArtifactPlan:

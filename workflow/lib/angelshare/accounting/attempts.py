@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +102,24 @@ def load_attempts(sources: Iterable[AttemptSource]) -> tuple[pl.DataFrame, pl.Da
     Raises AngelshareError naming file and field where a record cannot be read, and where a folder
     that should hold a run's or an artifact's records holds none: an unknown energy is not 0 J.
     """
+    return attempt_frames(_records(sources))
+
+
+def attempt_frames(
+    records: Iterable[tuple[Record, AttemptSource]],
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The frames (attempts, components) of records and where they come from."""
     attempts: list[dict[str, Any]] = []
     components: list[dict[str, Any]] = []
+    for record, source in records:
+        attempts.append(_attempt(record, source))
+        components.extend(_components(record, source))
+    frame = pl.DataFrame(attempts, schema=ATTEMPT_SCHEMA).sort("job", "start_utc", "id")
+    _check_twice(frame)
+    return frame, pl.DataFrame(components, schema=COMPONENT_SCHEMA).sort("id", "component")
+
+
+def _records(sources: Iterable[AttemptSource]) -> Iterator[tuple[Record, AttemptSource]]:
     for source in sources:
         paths = [p for p in sorted(source.folder.glob("*.json")) if not p.name.startswith(".")]
         if not paths and (source.run is not None or source.artifact_kind is not None):
@@ -112,29 +128,28 @@ def load_attempts(sources: Iterable[AttemptSource]) -> tuple[pl.DataFrame, pl.Da
                 "unknown: run its job again, or copy the records along with what it made"
             )
         for path in paths:
-            record = Record(path)
-            attempts.append(_attempt(record, source))
-            components.extend(_components(record, source))
-    frame = pl.DataFrame(attempts, schema=ATTEMPT_SCHEMA).sort("job", "start_utc", "id")
-    _check_twice(frame)
-    parts = pl.DataFrame(components, schema=COMPONENT_SCHEMA).sort("id", "component")
-    return frame, parts
+            yield Record.read(path), source
 
 
 class Record:
     """One parsed record; values are asked for by dotted path, with the file in every error."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, value: Any) -> None:
         self.path = path
+        self.value = value
+        if self.get("schema", str) != SCHEMA_NAME:
+            raise self.wrong("schema", f"is not {SCHEMA_NAME}")
+
+    @staticmethod
+    def read(path: Path) -> Record:
+        """The record in a file; raises AngelshareError where it is no JSON."""
         try:
-            self.value = json.loads(path.read_bytes())
+            return Record(path, json.loads(path.read_bytes()))
         except (OSError, ValueError) as error:
             raise AngelshareError(
                 f"{path}: not a readable JSON file ({error}). Restore it from a copy, or remove it "
                 "and note that its attempt's energy is then missing from the bill"
             ) from error
-        if self.get("schema", str) != SCHEMA_NAME:
-            raise self.wrong("schema", f"is not {SCHEMA_NAME}")
 
     def get(self, dotted: str, kind: type | tuple[type, ...], *, need: bool = True) -> Any:
         """The value at `dotted`, of type `kind`; None when absent or null and not needed."""

@@ -212,16 +212,28 @@ def _gap_spread(
 ) -> np.ndarray:
     """Errors of the gap that repeats show, [draws] joules, centred on zero.
 
-    Seeds within datasets where both sides repeat; else, over several datasets, the differences
-    per dataset; else nothing is known and nothing is added.
+    Seeds within datasets: t draws with Welch's standard error and degrees of freedom (the two
+    sides' t draws added up would be far too wide with three seeds); a side without repeats is
+    taken to spread like the other. Where neither repeats, the differences of several datasets are
+    the repeats; else nothing is known and nothing is added.
     """
     sides = [_within(side) for side in (baseline, distilled)]
-    if all(side.df > 0 for side in sides):
-        upper, lower = (side.draw(draws, generator)[:, 0] - side.mean_C[0] for side in sides)
-        return upper - lower
-    differences = _by_dataset(baseline, "student_only_j") - _by_dataset(distilled, "student_only_j")
-    paired = Repeats.of(differences[:, None], [""] * len(differences))
-    return paired.draw(draws, generator)[:, 0] - paired.mean_C[0]
+    repeated = [side for side in sides if side.df > 0]
+    if not repeated:
+        of_datasets = [_by_dataset(side, "student_only_j") for side in (baseline, distilled)]
+        differences = of_datasets[0] - of_datasets[1]
+        paired = Repeats.of(differences[:, None], [""] * len(differences))
+        return paired.draw(draws, generator)[:, 0] - paired.mean_C[0]
+    squares = [
+        side.squared_weight * (side if side.df > 0 else repeated[0]).variance()[0] for side in sides
+    ]
+    total = sum(squares)
+    if total == 0:
+        return np.zeros(draws)
+    degrees = total**2 / sum(
+        square**2 / (side.df or repeated[0].df) for square, side in zip(squares, sides, strict=True)
+    )
+    return total**0.5 * generator.standard_t(degrees, draws)
 
 
 def _within(runs: pl.DataFrame) -> Repeats:

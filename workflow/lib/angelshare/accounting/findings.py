@@ -29,29 +29,38 @@ class Finding(NamedTuple):
 
 def headlines(tables: Tables) -> tuple[str, str, str]:
     """The frontier under each view, every pipeline's N*, and what was reused, one line each."""
-    return (_frontier_line(tables), _break_even_line(tables), _reuse_line(tables))
+    return (
+        f"Frontier: {_frontier_line(tables)}",
+        f"Break-even: {_break_even_line(tables)}",
+        f"Reuse: {_reuse_line(tables)}",
+    )
 
 
 def findings(tables: Tables) -> list[Finding]:
     """Everything the report says in words, most important first."""
-    found = [Finding(*pair) for pair in zip(_HEADLINE_TOPICS, headlines(tables), strict=True)]
+    found = [
+        Finding("frontier", _capital(_frontier_line(tables))),
+        Finding("break-even", _capital(_break_even_line(tables))),
+        Finding("reuse", _capital(_reuse_line(tables))),
+    ]
     for make in (_flips, _dominant, _dominated, _largest_stage, _wasted, _unsupported):
         found.extend(Finding(*pair) for pair in make(tables))
     return found
 
 
-_HEADLINE_TOPICS = ("frontier", "break-even", "reuse")
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def _frontier_line(tables: Tables) -> str:
     if not tables.frontier.height:
-        return "Frontier: no run has a score on every benchmark, so there is no frontier."
+        return "no run has a score on every benchmark, so there is no frontier."
     parts = []
     for view in VIEWS:
         members = tables.frontier.filter((pl.col("view") == view) & pl.col("on_frontier"))
         names = [_with_probability(row) for row in members.sort("energy_j").rows(named=True)]
         parts.append(f"{VIEW_NAMES[view]}: {', '.join(names)}")
-    return f"Frontier: {'; '.join(parts)}."
+    return f"{'; '.join(parts)}."
 
 
 def _with_probability(row: dict[str, Any]) -> str:
@@ -72,9 +81,9 @@ def percent(share: float) -> str:
 
 def _break_even_line(tables: Tables) -> str:
     if not tables.break_even.height:
-        return "Break-even: no distilled run."
+        return "no distilled run."
     texts = [break_even_text(row) for row in tables.break_even.rows(named=True)]
-    return f"Break-even: {'; '.join(texts)}."
+    return f"{'; '.join(texts)}."
 
 
 def break_even_text(row: dict[str, Any]) -> str:
@@ -99,7 +108,7 @@ def break_even_text(row: dict[str, Any]) -> str:
 def _reuse_line(tables: Tables) -> str:
     teacher = tables.artifacts.filter("teacher")
     if not teacher.height:
-        return "Reuse: no teacher artifact."
+        return "no teacher artifact."
     shares = tables.shares.join(teacher.select("kind", "key"), on=["kind", "key"])
     ours = shares.filter("ours")["run"].n_unique()
     others = shares.filter(~pl.col("ours")).select("team", "run").n_unique() if shares.height else 0
@@ -110,7 +119,7 @@ def _reuse_line(tables: Tables) -> str:
     )
     saved_j = float(reused["saved_j"].sum())
     return (
-        f"Reuse: {said}; {energy(float(teacher['energy_j'].sum()))} of teacher work, and "
+        f"{said}; {energy(float(teacher['energy_j'].sum()))} of teacher work, and "
         f"{energy(saved_j)} not spent that making it once per run would have cost."
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import polars as pl
@@ -44,6 +44,7 @@ def make_tables(
     study: Study, attempts: pl.DataFrame, components: pl.DataFrame, settings: AccountingSettings
 ) -> Tables:
     """Every table from the frames of `load_attempts`; a pure function, in a fixed row order."""
+    study = _in_order(study)
     bills = artifact_bills(study, attempts, settings)
     shares = share_table(study, bills, settings)
     exposed = exposures(study, attempts, components, bills, settings)
@@ -59,6 +60,16 @@ def make_tables(
         summary=summary,
         break_even=break_even_table(study, runs, shares, exposed, settings),
         frontier=frontier_table(runs, summary, exposed, settings),
+    )
+
+
+def _in_order(study: Study) -> Study:
+    """The same study by names, so that no sum and no draw depends on the order it came in."""
+    return replace(
+        study,
+        runs=tuple(sorted(study.runs, key=lambda run: run.run)),
+        artifacts=tuple(sorted(study.artifacts, key=lambda artifact: artifact.id)),
+        scores=tuple(sorted(study.scores, key=lambda score: (score.run, score.benchmark))),
     )
 
 

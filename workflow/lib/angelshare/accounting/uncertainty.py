@@ -230,6 +230,10 @@ class Repeats:
             values_NC.mean(0), values_NC - means[labels], 1.0 / count, count - len(sizes)
         )
 
+    def variance(self) -> np.ndarray:
+        """The variance of one repeat, per column; needs df > 0."""
+        return (self.residuals_NC**2).sum(0) / self.df
+
     def draw(self, draws: int, generator: np.random.Generator) -> np.ndarray:
         """Plausible true means, [draws, C]: mean + t(df) · s · sqrt(sum of squared weights).
 

@@ -27,6 +27,7 @@ WORDINGS = {
     "*3": ("The number triples.", "{who} gets three times as many."),
 }
 LARGEST = 99
+LARGEST_CHANGE = 20
 MAX_STEPS = 3
 ATTEMPTS_PER_PROBLEM = 100
 
@@ -121,9 +122,9 @@ def _draw_step(draw: random.Random, value: int) -> tuple[str, int]:
         possible.append("*3")
     operation = draw.choice(possible)
     if operation == "+":
-        return operation, draw.randint(1, LARGEST - value)
+        return operation, draw.randint(1, min(LARGEST_CHANGE, LARGEST - value))
     if operation == "-":
-        return operation, draw.randint(1, value)
+        return operation, draw.randint(1, min(LARGEST_CHANGE, value))
     return operation, int(operation[1])
 
 

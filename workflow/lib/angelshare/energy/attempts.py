@@ -18,12 +18,14 @@ from pydantic import ValidationError
 
 from angelshare.energy.closing import close_attempt, parquet_trace, text_trace
 from angelshare.energy.machine import is_alive
+from angelshare.energy.probes.process_tree import start_ticks
 from angelshare.energy.sidecar import Bill, Record
+from angelshare.energy.trace import read_text
 from angelshare.errors import AngelshareError
 from angelshare.files import publish_json
 
 STALE_S = 300.0
-GRACE_S = 3.0
+CLOSING_LIMIT_S = 10.0
 
 
 def validate_sidecar(path: Path) -> Record:
@@ -49,16 +51,20 @@ def read_record(path: Path) -> Record:
 
 
 def read_attempts(
-    folder: Path, rule: str | None = None, wildcards: dict[str, Any] | None = None
+    folder: Path,
+    rule: str | None = None,
+    wildcards: dict[str, Any] | None = None,
+    *,
+    sweep: bool = True,
 ) -> list[Record]:
     """All attempts in ``folder`` in order of their start, of one job where it is named.
 
-    Attempts left running by dead processes are closed first. Raises AngelshareError for a file
-    that is no sidecar.
+    Attempts left running by dead processes are closed first, unless ``sweep`` is off. Raises
+    AngelshareError for a file that is no sidecar.
     """
     records = []
     for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
-        record = _swept(path, read_record(path))
+        record = _swept(path, read_record(path)) if sweep else read_record(path)
         if rule is None or job_of(record) == (rule, wildcards or {}):
             records.append(record)
     return sorted(records, key=lambda record: (record.time.start_utc, record.record.id))
@@ -73,11 +79,12 @@ def _swept(path: Path, record: Record) -> Record:
     """The record, closed from its trace if its process is dead and nobody closed it."""
     if record.record.status != "running" or not _is_dead(path, record):
         return record
-    while time.time() - _written_s(path) < GRACE_S:
-        time.sleep(0.05)
-        record = read_record(path)
-        if record.record.status != "running":
-            return record
+    until = time.monotonic() + CLOSING_LIMIT_S
+    while _sampler_lives(path) and time.monotonic() < until:
+        time.sleep(0.02)
+    record = read_record(path)
+    if record.record.status != "running":
+        return record
     try:
         return close_attempt(path, status="killed", closed_by="sweeper")
     except (OSError, ValueError):
@@ -97,9 +104,18 @@ def _is_dead(path: Path, record: Record) -> bool:
 
 
 def _written_s(path: Path) -> float:
-    """When the record or its trace was last written; its sampler may still be about to close it."""
+    """When the record or its trace was last written."""
     files = [one for one in (path, text_trace(path), parquet_trace(path)) if one.exists()]
     return max((one.stat().st_mtime for one in files), default=0.0)
+
+
+def _sampler_lives(path: Path) -> bool:
+    """Whether the sampler of a dead job still lives; then it is about to close the record."""
+    try:
+        sampler = read_text(text_trace(path)).sampler
+    except (OSError, ValueError):
+        return False
+    return sampler is not None and start_ticks(sampler[0]) == sampler[1]
 
 
 def settle(path: Path) -> Record:

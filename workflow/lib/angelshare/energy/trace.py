@@ -51,6 +51,8 @@ class Trace:
     samplers: int = 0
     """How many sampling processes wrote it; more than one when one was killed."""
     torn_rows: int = 0
+    sampler: tuple[int, int] | None = None
+    """Process id and start (clock ticks) of the last sampling process; not kept in Parquet."""
 
     @property
     def start_ns(self) -> int:
@@ -104,6 +106,7 @@ def _add_devices(trace: Trace, header: dict[str, Any]) -> None:
     trace.zones.update({zone["id"]: zone for zone in header["zones"]})
     trace.remarks += [text for text in header["remarks"] if text not in trace.remarks]
     trace.samplers += 1
+    trace.sampler = header["pid"], header["pid_start"]
 
 
 def _sample(entry: dict[str, Any], header: dict[str, Any]) -> Sample:

@@ -151,7 +151,7 @@ def _open(
     baseline: Baseline | None,
 ) -> Window:
     start_ns, start_utc_ns = time.monotonic_ns(), time.time_ns()
-    earlier = read_attempts(job.attempts, job.rule, dict(job.wildcards))
+    earlier = read_attempts(job.attempts, job.rule, dict(job.wildcards), sweep=False)
     identity = secrets.token_hex(4)
     stamp = utc(start_utc_ns).replace("-", "").replace(":", "")
     attempt = job.attempts / f"{stamp}-{identity}.json"

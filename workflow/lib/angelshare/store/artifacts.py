@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 from pydantic import ConfigDict, Field, ValidationError
 
 from angelshare.errors import AngelshareError
-from angelshare.files import publish_bytes, publish_json
+from angelshare.files import publish_bytes, publish_first, publish_json
 from angelshare.recipes import digest, recipe_key
 from angelshare.settings import Settings
 from angelshare.store.consumers import Consumer
@@ -176,6 +176,9 @@ class Artifact:
     ) -> Receipt:
         """Store a part's files as objects, then publish its receipt: in that order, always.
 
+        The first writer wins: where another job has committed this part meanwhile, its receipt
+        stands and is returned.
+
         Args:
             files: name inside the artifact -> file that was made.
             inputs: role -> content digest of what the part was really made from.
@@ -194,7 +197,11 @@ class Artifact:
             facts=dict(facts or {}),
             inputs=dict(inputs),
         )
-        publish_bytes(self.receipt_path(part), to_json(receipt))
+        while not publish_first(self.receipt_path(part), to_json(receipt)):
+            earlier = self.adopt(part)
+            if earlier is not None:
+                return earlier
+            self.receipt_path(part).unlink(missing_ok=True)
         return receipt
 
     def seal(self, recipe: Mapping[str, Any], parts: int) -> Manifest:

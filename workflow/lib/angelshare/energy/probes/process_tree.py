@@ -16,9 +16,10 @@ PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 class _Process:
     """The last reading of one process: its parent, own and waited-for CPU ticks, pages."""
 
-    __slots__ = ("children_ticks", "pages", "parent", "start", "ticks")
+    __slots__ = ("children_ticks", "dead", "pages", "parent", "start", "ticks")
 
     def __init__(self, fields: list[bytes]) -> None:
+        self.dead = fields[0] in (b"Z", b"X")
         self.parent = int(fields[1])
         self.ticks = int(fields[11]) + int(fields[12])
         self.children_ticks = int(fields[13]) + int(fields[14])
@@ -40,9 +41,9 @@ def _read(pid: int) -> _Process | None:
 
 
 def start_ticks(pid: int) -> int | None:
-    """When the process started, in clock ticks since boot; None if there is no such process."""
+    """When a living process started, in clock ticks since boot; None if it does not live."""
     process = _read(pid)
-    return process.start if process else None
+    return None if process is None or process.dead else process.start
 
 
 class ProcessTree:

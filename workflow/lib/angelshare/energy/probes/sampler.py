@@ -30,6 +30,7 @@ from angelshare.energy.probes.process_tree import (
     ProcessTree,
     machine_busy_s,
     machine_used_bytes,
+    start_ticks,
 )
 
 ROLL_STEP_S = 0.02
@@ -58,6 +59,7 @@ class Sampler:
             k="header",
             t=time.monotonic_ns(),
             pid=os.getpid(),
+            pid_start=start_ticks(os.getpid()),
             gpus=[gpu.describe() for gpu in self.gpus],
             zones=[zone.describe() for zone in self.zones],
             remarks=remarks,
