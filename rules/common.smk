@@ -2,7 +2,13 @@
 #
 # Parsing is a pure computation over the configuration: no artifact is opened, nothing heavy is
 # imported (each cluster job parses these files again).
+import sys
+from pathlib import Path
+
 from snakemake.exceptions import WorkflowError
+
+# A workflow uses the library of its own checkout, installed or not; so do its scripts.
+sys.path.insert(0, str(Path(workflow.basedir) / "workflow" / "lib"))
 
 from angelshare.config import load_config
 from angelshare.errors import AngelshareError

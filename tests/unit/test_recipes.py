@@ -1,9 +1,10 @@
 import math
 
 import pytest
-from angelshare.recipes import STAGE_VERSIONS, canonical, digest, make_recipe, recipe_key
 from hypothesis import given
 from hypothesis import strategies as st
+
+from angelshare.recipes import STAGE_VERSIONS, canonical, digest, make_recipe, recipe_key
 
 plain = st.recursive(
     st.none()

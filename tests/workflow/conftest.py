@@ -6,6 +6,7 @@ modification times and their Snakemake metadata, as a checkout that was moved wo
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -72,6 +73,7 @@ class Checkout:
             cwd=self.folder,
             capture_output=True,
             text=True,
+            env={**os.environ, "PYTHONPATH": str(self.folder / "workflow/lib")},
         )
         printed = done.stdout + done.stderr
         if check:

@@ -25,9 +25,8 @@ def common(snakemake: Any) -> dict[str, Any]:
 def _gpus(resources: Any) -> int | None:
     """How many GPUs the job was given: 0 for a rule that runs no model, None (all that are
     visible) where a rule runs one without having asked for a number."""
-    if "gpu" not in resources.keys():
-        return 0
-    return int(resources.gpu) or None
+    gpus = resources.get("gpu")
+    return 0 if gpus is None else int(gpus) or None
 
 
 def part(snakemake: Any) -> dict[str, Any]:

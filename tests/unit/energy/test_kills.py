@@ -51,6 +51,14 @@ def ours(script: Path) -> Iterator[int]:
             continue
 
 
+def orphans(script: Path) -> list[int]:
+    """What of it has not ended after some seconds."""
+    until = time.monotonic() + 10
+    while (found := list(ours(script))) and time.monotonic() < until:
+        time.sleep(0.05)
+    return found
+
+
 def child_of(pid: int) -> int:
     """The sampler of a job: its only child."""
     for entry in Path("/proc").iterdir():
@@ -132,10 +140,7 @@ def test_kills_at_random_moments(nvml: Nvml, job: JobMaker, tmp_path: Path) -> N
     assert final.bill.energy_j == pytest.approx(sum(joules))
     wasted = sum(j for j, r in zip(joules, records, strict=True) if r.record.status != "ok")
     assert final.bill.wasted_j == pytest.approx(wasted)
-    until = time.monotonic() + 10
-    while (orphans := list(ours(nvml.script))) and time.monotonic() < until:
-        time.sleep(0.05)
-    assert orphans == []
+    assert orphans(nvml.script) == []
 
 
 def test_a_held_interpreter_lock_hides_nothing(nvml: Nvml, job: JobMaker) -> None:
@@ -171,3 +176,32 @@ def test_a_stopped_sampler_neither_stops_the_job_nor_loses_energy(
     assert [gap.filled_by for gap in part.power.gaps or []] == ["counter"]
     assert record.io is not None
     assert len(record.io.inputs or []) == 3000
+
+
+def forks(job: Job, opened: Path) -> None:
+    """A job that forks a child which inherits everything and lives on."""
+    with window(job, GPUS):
+        child = os.fork()
+        if child == 0:
+            time.sleep(30)
+            os._exit(0)
+        partial = opened.with_suffix(".part")
+        partial.write_text(str(child))
+        partial.rename(opened)
+        time.sleep(60)
+
+
+def test_a_forked_child_does_not_keep_the_sampler(
+    nvml: Nvml, job: JobMaker, tmp_path: Path
+) -> None:
+    nvml.play("gpu GPU-0 H100", f"seg 1 {WATTS} {WATTS}")
+    one, opened = job(), tmp_path / "opened"
+    process = multiprocessing.get_context("fork").Process(target=forks, args=(one, opened))
+    process.start()
+    await_file(opened)
+    process.kill()
+    process.join()
+    (record,) = read_attempts(one.attempts)
+    assert record.record.status == "killed"
+    os.kill(int(opened.read_text()), signal.SIGKILL)
+    assert orphans(nvml.script) == []

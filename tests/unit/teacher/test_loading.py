@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from angelshare.errors import AngelshareError
-from angelshare.teacher.models import load_causal_lm, load_tokenizer, resolve_dtype
+from angelshare.teacher.models import load_causal_lm, load_config, load_tokenizer, resolve_dtype
 from angelshare.teacher.prompts import stop_ids
 
 
@@ -15,13 +15,13 @@ def offline(monkeypatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
-@pytest.mark.parametrize("load", [load_causal_lm, load_tokenizer])
+@pytest.mark.parametrize("load", [load_causal_lm, load_config, load_tokenizer])
 def test_what_is_missing_offline_is_named_with_the_way_out(load) -> None:
     with pytest.raises(AngelshareError, match=r"nobody/nothing at revision abc .* set HF_HOME"):
         load("nobody/nothing", revision="abc")
 
 
-@pytest.mark.parametrize("load", [load_causal_lm, load_tokenizer])
+@pytest.mark.parametrize("load", [load_causal_lm, load_config, load_tokenizer])
 def test_a_folder_without_a_model_is_named(load, tmp_path) -> None:
     with pytest.raises(AngelshareError, match="check that the folder holds a whole model"):
         load(tmp_path)

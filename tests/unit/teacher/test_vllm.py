@@ -40,8 +40,6 @@ sampled = VllmGenerator(
     model,
     tokenizer,
     DecodingSettings(backend="vllm", max_new_tokens=12, temperature=1.0, top_p=0.9, seed=3),
-    max_model_len=96,
-    model_vocab_size=320,
 )
 prompts = [
     Prompt(id=row["id"], token_ids=prompt_ids(tokenizer, row["messages"]))

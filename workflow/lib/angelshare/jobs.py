@@ -29,8 +29,9 @@ from angelshare.student.settings import PretrainedStudent
 
 if TYPE_CHECKING:
     from angelshare.energy import Window
+    from angelshare.energy.windows import Role
 
-STAGES: dict[str, tuple[str, str]] = {
+STAGES: dict[str, tuple[str, Role]] = {
     "dataset": ("preprocess", "preprocess"),
     "tokenizer": ("preprocess", "preprocess"),
     "model": ("demo_teacher", "teacher"),
@@ -146,7 +147,7 @@ def job(
     *,
     rule: str,
     stage: str,
-    role: str,
+    role: Role,
     config: Mapping[str, Any],
     sidecar: str | Path,
     attempts: Path,

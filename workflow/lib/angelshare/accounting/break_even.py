@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from angelshare.accounting.difference import difference_errors, mean_of
 from angelshare.accounting.settings import AccountingSettings
 from angelshare.accounting.study import TEACHER_KINDS, Study
 from angelshare.accounting.uncertainty import (
@@ -135,10 +136,13 @@ def _n_star(
         }
     against = _on_datasets_of(baseline, matched)
     plus, minus = _weights(against, exposed), _weights(matched, exposed)
-    baseline_j, distilled_j = _mean_j(against), _mean_j(matched)
+    plain_j, taught_j = (_by_dataset(side, "student_only_j") for side in (against, matched))
+    baseline_j, distilled_j = mean_of(plain_j), mean_of(taught_j)
     teacher = exposed.teacher.combine(minus)
-    teacher_j = float(_by_dataset(matched, "teacher_j").mean())
-    gap_D = baseline_j - distilled_j + _gap_spread(against, matched, settings.draws, generator)
+    teacher_j = mean_of(_by_dataset(matched, "teacher_j"))
+    gap_D = (
+        baseline_j - distilled_j + difference_errors(plain_j, taught_j, settings.draws, generator)
+    )
     gap_D = gap_D + _meter(exposed.views["student_only"].combine(plus - minus), shared, generator)
     gap_low_j, gap_high_j = interval(gap_D)
     teacher_D = np.maximum(teacher_j + _meter(teacher, shared, None), 0.0)
@@ -197,55 +201,10 @@ def _weights(runs: pl.DataFrame, exposed: Exposures) -> np.ndarray:
     return weights
 
 
-def _by_dataset(runs: pl.DataFrame, column: str) -> np.ndarray:
-    """The mean of a column per dataset, datasets in sorted order."""
-    means = runs.group_by("dataset").agg(pl.col(column).mean()).sort("dataset")
-    return means[column].to_numpy()
-
-
-def _mean_j(runs: pl.DataFrame) -> float:
-    return float(_by_dataset(runs, "student_only_j").mean())
-
-
-def _gap_spread(
-    baseline: pl.DataFrame, distilled: pl.DataFrame, draws: int, generator: np.random.Generator
-) -> np.ndarray:
-    """Errors of the gap that repeats show, [draws] joules, centred on zero.
-
-    Seeds within datasets: t draws with Welch's standard error and degrees of freedom (the two
-    sides' t draws added up would be far too wide with three seeds); a side without repeats is
-    taken to spread like the other. Where neither repeats, the differences of several datasets are
-    the repeats; else nothing is known and nothing is added.
-    """
-    sides = [_within(side) for side in (baseline, distilled)]
-    repeated = [side for side in sides if side.df > 0]
-    if not repeated:
-        of_datasets = [_by_dataset(side, "student_only_j") for side in (baseline, distilled)]
-        differences = of_datasets[0] - of_datasets[1]
-        paired = Repeats.of(differences[:, None], [""] * len(differences))
-        return paired.draw(draws, generator)[:, 0] - paired.mean_C[0]
-    squares = [
-        side.squared_weight * (side if side.df > 0 else repeated[0]).variance()[0] for side in sides
-    ]
-    total = sum(squares)
-    if total == 0:
-        return np.zeros(draws)
-    degrees = total**2 / sum(
-        square**2 / (side.df or repeated[0].df) for square, side in zip(squares, sides, strict=True)
-    )
-    return total**0.5 * generator.standard_t(degrees, draws)
-
-
-def _within(runs: pl.DataFrame) -> Repeats:
-    """Spread of the seeds within their datasets, each dataset of equal weight."""
-    values = runs["student_only_j"].to_numpy()[:, None]
-    datasets = runs["dataset"].to_list()
-    if runs["dataset"].n_unique() == runs.height:
-        return Repeats(values.mean(0), np.zeros_like(values), 1.0, 0)
-    sizes = runs.group_by("dataset").len()["len"].to_numpy()
-    repeats = Repeats.of(values, datasets)
-    weight = float((1.0 / sizes).sum()) / len(sizes) ** 2
-    return Repeats(repeats.mean_C, repeats.residuals_NC, weight, repeats.df)
+def _by_dataset(runs: pl.DataFrame, column: str) -> list[np.ndarray]:
+    """The values of a column per dataset, datasets in sorted order."""
+    groups = runs.sort("dataset", "run").group_by("dataset", maintain_order=True)
+    return [group[column].to_numpy() for _, group in groups]
 
 
 def _meter(

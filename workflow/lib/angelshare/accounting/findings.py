@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from angelshare.accounting.break_even import AT_ONCE, FINITE, NEVER, UNBOUNDED
-from angelshare.accounting.names import VIEW_NAMES, pretty
+from angelshare.accounting.names import VIEW_NAMES, pretty, stage_name
 from angelshare.accounting.summary import FEW
 from angelshare.accounting.tables import Tables
 from angelshare.accounting.uncertainty import VIEWS
@@ -209,8 +209,11 @@ def _largest_stage(tables: Tables) -> list[tuple[str, str]]:
     if not total_j:
         return []
     stage, most_j = stages.row(0)
-    text = f"Most energy goes into {stage}: {energy(most_j)}, {percent(most_j / total_j)} of all"
-    return [("stages", f"{text} {energy(total_j)}.")]
+    text = (
+        f"Most energy goes into {stage_name(stage)}: {energy(most_j)}, "
+        f"{percent(most_j / total_j)} of all {energy(total_j)}."
+    )
+    return [("stages", text)]
 
 
 def _wasted(tables: Tables) -> list[tuple[str, str]]:

@@ -209,8 +209,6 @@ class Repeats:
 
     mean_C: np.ndarray
     residuals_NC: np.ndarray
-    squared_weight: float
-    """Sum of squared weights of the mean, 1 / n for a plain one."""
     df: int
 
     @staticmethod
@@ -226,23 +224,17 @@ class Repeats:
             labels = np.zeros(count, dtype=int)
         sizes = np.bincount(labels)
         means = np.stack([values_NC[labels == g].mean(0) for g in range(len(sizes))])
-        return Repeats(
-            values_NC.mean(0), values_NC - means[labels], 1.0 / count, count - len(sizes)
-        )
-
-    def variance(self) -> np.ndarray:
-        """The variance of one repeat, per column; needs df > 0."""
-        return (self.residuals_NC**2).sum(0) / self.df
+        return Repeats(values_NC.mean(0), values_NC - means[labels], count - len(sizes))
 
     def draw(self, draws: int, generator: np.random.Generator) -> np.ndarray:
-        """Plausible true means, [draws, C]: mean + t(df) · s · sqrt(sum of squared weights).
+        """Plausible true means, [draws, C]: mean + t(df) · s / sqrt(n).
 
         Columns of one repeat keep their correlation.
         """
         if self.df < 1:
             return np.broadcast_to(self.mean_C, (draws, len(self.mean_C)))
         normal = generator.standard_normal((draws, len(self.residuals_NC)))
-        scale = np.sqrt(self.squared_weight / generator.chisquare(self.df, draws))
+        scale = 1 / np.sqrt(len(self.residuals_NC) * generator.chisquare(self.df, draws))
         return self.mean_C + scale[:, None] * (normal @ self.residuals_NC)
 
 

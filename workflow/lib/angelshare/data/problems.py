@@ -2,8 +2,9 @@
 
 A question such as ``Ann has 12 pens. She finds 7 more. She loses 4. How many now?`` has the
 worked answer ``12+7=19;19-4=15;#15``. All numbers, the ones in between included, lie in 0–99; the
-steps are +, −, ×2 and ×3, each in several wordings. Quality is the exact match of the number after
-``#``. Questions never repeat: not between splits, and not in the demo teacher's own problems.
+steps are + and − of up to 20, ×2 and ×3, each in several wordings. Quality is the exact match of
+the number after ``#``. Questions never repeat: not between splits, and not in the demo teacher's
+own problems.
 """
 
 from __future__ import annotations

@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import angelshare
-from angelshare.energy.carbon import carbon_of
+from angelshare.energy.carbon import carbon_of, cost_of
 from angelshare.energy.constants import Estimator
 from angelshare.energy.cpu import measure_cpu
-from angelshare.energy.curves import Measured
+from angelshare.energy.curves import Measured, between
 from angelshare.energy.gpu import measure_gpu
-from angelshare.energy.measures import Baseline, Component
+from angelshare.energy.measures import Baseline, Component, Total
 from angelshare.energy.settings import EnergySettings
 from angelshare.energy.sidecar import (
     Attempt,
+    Carbon,
     Env,
     Input,
     Lineage,
@@ -126,9 +127,8 @@ def compute(
         baseline=baseline,
         phases=phases_of(trace, parts) or None,
         work=work,
-        carbon=carbon_of(plan["carbon"], total.energy_j, time.start_utc, time.end_utc)
-        if plan["carbon"]
-        else None,
+        carbon=_carbon(trace, parts, total) if plan["carbon"] else None,
+        cost=cost_of(plan["carbon"], total.energy_j) if plan["carbon"] else None,
         io=_lineage(trace),
         trace=TraceFile(path="", sha256="", rows=len(trace.samples)),
         meter=_meter(trace, settings),
@@ -161,7 +161,7 @@ def _time(trace: Trace) -> Time:
         first, last = samples[0], samples[-1]
         step_s = ((last.utc_ns - first.utc_ns) - (last.boot_ns - first.boot_ns)) / 1e9
         suspended_s = max(0.0, ((last.boot_ns - first.boot_ns) - (last.t_ns - first.t_ns)) / 1e9)
-    start_utc_ns = trace.plan["start_utc_ns"] + start_ns - trace.plan["start_ns"]
+    start_utc_ns = _start_utc_ns(trace)
     return Time(
         start_utc=utc(start_utc_ns),
         end_utc=utc(start_utc_ns + end_ns - start_ns),
@@ -171,6 +171,23 @@ def _time(trace: Trace) -> Time:
         clock_step_s=round(step_s, 3),
         suspended_s=round(suspended_s, 3),
     )
+
+
+def _start_utc_ns(trace: Trace) -> int:
+    """When the window opened, by the wall clock of that moment."""
+    return int(trace.plan["start_utc_ns"]) + trace.start_ns - int(trace.plan["start_ns"])
+
+
+def _carbon(trace: Trace, parts: list[Measured], total: Total) -> Carbon:
+    start_s = _start_utc_ns(trace) / 1e9
+    bounds_s = start_s, start_s + (trace.end_ns - trace.start_ns) / 1e9
+
+    def joules(from_s: float, to_s: float) -> float:
+        low, high = (trace.start_ns + (at_s - start_s) * 1e9 for at_s in (from_s, to_s))
+        known = [part for part in parts if part.component.energy_j is not None]
+        return sum(between(part.curve, low, high) for part in known)
+
+    return carbon_of(trace.plan["carbon"], total.energy_j, bounds_s, joules)
 
 
 def _env(trace: Trace) -> Env:

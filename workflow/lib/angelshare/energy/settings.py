@@ -78,10 +78,24 @@ class CarbonSettings(Settings):
     """Grams of CO2e per kWh that override codecarbon's data."""
 
     grid_source: str | None = None
-    """Where `grid_g_per_kwh` comes from; required with it."""
+    """Where `grid_g_per_kwh` or `grid_csv` comes from; required with the former."""
+
+    grid_csv: Path | None = None
+    """Intensity over time: a CSV with start_utc, end_utc and g_per_kwh, used where it covers."""
+
+    price_per_kwh: float | None = Field(default=None, ge=0)
+    """What a kWh costs; the building's overhead (PUE) is paid too."""
+
+    currency: str = "EUR"
+    """The price's currency."""
+
+    price_source: str | None = None
+    """Where the price comes from; required with it."""
 
     @model_validator(mode="after")
-    def _override_names_its_source(self) -> CarbonSettings:
+    def _figures_name_their_sources(self) -> CarbonSettings:
         if self.grid_g_per_kwh is not None and not self.grid_source:
             raise ValueError("grid_g_per_kwh needs grid_source: say where the figure comes from")
+        if self.price_per_kwh is not None and not self.price_source:
+            raise ValueError("price_per_kwh needs price_source: say where the figure comes from")
         return self

@@ -7,7 +7,6 @@ versions, so readers keep what they do not know; none is removed or given anothe
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -170,6 +169,13 @@ class Carbon(Part):
     wue: Maybe[Factor] = None
 
 
+class Cost(Part):
+    """What the electricity cost, building overhead included; `amount` in the price's currency."""
+
+    price: Factor
+    amount: Interval
+
+
 class Input(Part):
     """A file that was read, and the artifact or job that made it."""
 
@@ -246,6 +252,7 @@ class Record(Part):
     phases: Maybe[list[Phase]] = None
     work: Maybe[Work] = None
     carbon: Maybe[Carbon] = None
+    cost: Maybe[Cost] = None
     io: Maybe[Lineage] = None
     trace: TraceFile
     meter: Meter
@@ -274,7 +281,3 @@ def _without_null_defaults(node: Any) -> Any:
     if isinstance(node, list):
         return [_without_null_defaults(item) for item in node]
     return node
-
-
-if __name__ == "__main__":
-    print(json.dumps(json_schema(), indent=1, sort_keys=True))

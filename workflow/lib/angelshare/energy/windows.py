@@ -42,6 +42,8 @@ from angelshare.files import publish_json
 WORK_EVERY_NS = 500_000_000
 WORK = ("prompt", "generated", "trained", "cached", "evaluated", "samples", "steps")
 
+Role = Literal["prerun", "preprocess", "teacher", "student", "eval", "other"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -49,7 +51,7 @@ class Job:
 
     rule: str
     stage: str
-    role: Literal["prerun", "preprocess", "teacher", "student", "eval", "other"]
+    role: Role
     sidecar: Path
     """The declared output, written on success only."""
     attempts: Path
@@ -76,6 +78,7 @@ class Window:
 
     def __init__(self, attempt: Path) -> None:
         self.attempt = attempt
+        self.pid = os.getpid()
         self.events: list[dict[str, Any]] = []
         self.work: dict[str, int] = {}
         self.sampler: SamplerProcess | None = None
@@ -131,6 +134,7 @@ def window(
 ) -> Iterator[Window]:
     """Measure the body as one attempt of ``job``; see the module's text.
 
+    A process forked within the body neither closes the window nor keeps its sampler alive.
     ``carbon`` adds grams of CO2e, ``baseline`` (from the prerun) the part above idle. Raises
     AngelshareError before the body runs when the country or region is unknown.
     """
@@ -139,9 +143,11 @@ def window(
         with _terminable():
             yield opened
     except BaseException as error:
-        _close(opened, job, *_fate(error))
+        if os.getpid() == opened.pid:
+            _close(opened, job, *_fate(error))
         raise
-    _close(opened, job, "ok", 0, None)
+    if os.getpid() == opened.pid:
+        _close(opened, job, "ok", 0, None)
 
 
 def _open(
@@ -175,7 +181,7 @@ def _open(
         "env": env.model_dump(mode="json"),
         "settings": settings.model_dump(mode="json"),
         "estimator": dataclasses.asdict(estimator(settings.cpu_tdp_w)) if estimated else None,
-        "carbon": plan_carbon(carbon) if carbon is not None else None,
+        "carbon": plan_carbon(carbon, start_utc_ns / 1e9) if carbon is not None else None,
         "baseline": baseline.model_dump(mode="json") if baseline is not None else None,
         "gpus": job.gpus,
         "start_ns": start_ns,

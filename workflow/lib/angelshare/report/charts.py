@@ -6,14 +6,14 @@ from typing import Any
 
 import polars as pl
 
-from angelshare.accounting.names import pretty
+from angelshare.accounting.names import pretty, stage_name
 from angelshare.accounting.tables import Tables
 from angelshare.accounting.uncertainty import VIEWS
 from angelshare.accounting.units import energy_unit
 from angelshare.report.amortization_figure import most_runs
 from angelshare.report.axes import ordered_settings, students_by_size
 from angelshare.report.stages_figure import stage_means
-from angelshare.report.style import VIEW_TITLES, looks, stage_look, stage_order
+from angelshare.report.style import VIEW_TITLES, looks, stage_color, stage_order
 
 
 def chart_data(tables: Tables, benchmarks: list[str]) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def _stages(tables: Tables) -> dict[str, Any]:
     }
     return {
         "settings": [pretty(setting) for setting in settings],
-        "stages": [{"name": stage_look(s)[1], "color": stage_look(s)[0]} for s in order],
+        "stages": [{"name": stage_name(s), "color": stage_color(s)} for s in order],
         "values": {
             view: [[values.get((view, stage, s), 0.0) for s in settings] for stage in order]
             for view in VIEWS

@@ -9,12 +9,11 @@ from typing import Any
 import polars as pl
 
 from angelshare.accounting.findings import percent, t_star_text
-from angelshare.accounting.names import VIEW_NAMES, pretty
+from angelshare.accounting.names import VIEW_NAMES, pretty, stage_name
 from angelshare.accounting.tables import Tables
 from angelshare.accounting.uncertainty import VIEWS
 from angelshare.accounting.units import energy_unit, number
 from angelshare.report.axes import ordered_settings
-from angelshare.report.style import stage_look
 
 DASH = "–"
 
@@ -89,7 +88,6 @@ def share(value: float | None) -> Cell:
 def summary(tables: Tables) -> Table | None:
     """Every setting with its three energies, quality, and place on the frontiers."""
     unit = energy_unit(tables.summary["one_off_j"])
-    chances = {(row["view"], row["setting"]): row for row in tables.frontier.rows(named=True)}
     by_setting = {row["setting"]: row for row in tables.summary.rows(named=True)}
     rows = []
     for setting in ordered_settings(tables):
@@ -104,9 +102,6 @@ def summary(tables: Tables) -> Table | None:
         )
         shown["Quality"] = ranged(row["quality"], row["quality_low"], row["quality_high"])
         shown["J per token"] = scaled(row["j_per_token"])
-        for view in VIEWS:
-            chance = chances.get((view, setting))
-            shown[f"On frontier, {VIEW_NAMES[view]}"] = _membership(chance)
         shown["Note"] = row["note"] or ""
         rows.append(shown)
     caption = (
@@ -115,6 +110,29 @@ def summary(tables: Tables) -> Table | None:
         "reduce. J per token: one-off energy over trained tokens."
     )
     return table("summary", caption, rows)
+
+
+def memberships(tables: Tables) -> Table | None:
+    """Every setting's place on the frontier of each view, and what beats it when amortised."""
+    places = {(row["view"], row["setting"]): row for row in tables.frontier.rows(named=True)}
+    rows = []
+    for setting in ordered_settings(tables):
+        shown: dict[str, Any] = {"Setting": pretty(setting)}
+        for view in VIEWS:
+            name = VIEW_NAMES[view]
+            shown[name[0].upper() + name[1:]] = _membership(places.get((view, setting)))
+        amortized = places.get(("amortized", setting))
+        beaten = amortized is not None and amortized["dominated_by"] is not None
+        shown["Beaten, when amortised, by"] = (
+            pretty(amortized["dominated_by"]) if amortized and beaten else DASH
+        )
+        shown["How surely"] = share(amortized["dominated_probability"] if amortized else None)
+        rows.append(shown)
+    caption = (
+        "Whether a setting is on the frontier of each view, and in brackets how often it is in "
+        "joint draws of repeat spread, meter errors and benchmark errors."
+    )
+    return table("memberships", caption, rows) if tables.frontier.height else None
 
 
 def _membership(row: Mapping[str, Any] | None) -> Cell:
@@ -222,7 +240,7 @@ def attempts_by_stage(tables: Tables) -> Table | None:
     unit = energy_unit(stages["energy_j"])
     rows = [
         {
-            "Stage": stage_look(row["stage"])[1],
+            "Stage": stage_name(row["stage"]),
             "Attempts": row["attempts"],
             "Failed or stopped": row["lost"],
             f"Energy ({unit.name})": scaled(row["energy_j"], unit.factor),

@@ -68,6 +68,7 @@ def render(tables: Tables, *, title: str, facts: Mapping[str, str]) -> str:
         views=[(view, VIEW_TITLES[view], VIEW_CAPTIONS[view]) for view in VIEW_TITLES],
         shown={
             "summary": display.summary(tables),
+            "memberships": display.memberships(tables),
             "break_even": display.break_even(tables),
             "ledger": display.ledger(tables),
             "attempts": display.attempts_by_stage(tables),

@@ -9,11 +9,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from angelshare.accounting.names import pretty
+from angelshare.accounting.names import pretty, stage_name
 from angelshare.accounting.tables import Tables
 from angelshare.accounting.units import Unit, energy_unit, number
 from angelshare.report.axes import PLAIN, ordered_settings
-from angelshare.report.style import INK, VIEW_TITLES, stage_look, stage_order
+from angelshare.report.style import INK, VIEW_TITLES, stage_color, stage_order
 
 _MOST_BARS = 60
 """A figure for paper shows no more settings than this; the HTML report shows them all."""
@@ -40,7 +40,7 @@ def stages_figure(tables: Tables) -> Figure | None:
         axes.grid(axis="y", visible=False)
     panels[0].set_yticks(range(len(settings)), [pretty(setting) for setting in settings])
     panels[0].set_ylim(len(settings) - 0.45, -0.55)
-    handles = [Patch(color=stage_look(s)[0], label=stage_look(s)[1]) for s in stages]
+    handles = [Patch(color=stage_color(s), label=stage_name(s)) for s in stages]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(stages), 6))
     return figure
 
@@ -66,7 +66,7 @@ def _stacked(
     by_key = {(row["setting"], row["stage"]): row["energy_j"] for row in means.rows(named=True)}
     for stage in stages:
         width = np.array([by_key.get((setting, stage), 0.0) for setting in settings]) / unit.factor
-        axes.barh(range(len(settings)), width, left=left, height=0.66, color=stage_look(stage)[0])
+        axes.barh(range(len(settings)), width, left=left, height=0.66, color=stage_color(stage))
         left = left + width
     for index, total in enumerate(left):
         axes.text(total, index, f" {number(total)}", va="center", fontsize=7.5, color=INK)

@@ -40,18 +40,18 @@ _LOOKS = (
     Look("#56b4e9", "X", "x"),
 )
 
-_STAGES = {
-    "preprocess": ("#c8ccd2", "preprocessing"),
-    "teacher_logits": ("#882255", "teacher: logits"),
-    "teacher_generation": ("#aa4499", "teacher: generation"),
-    "teacher_hidden": ("#cc6677", "teacher: hidden states"),
-    "teacher_embeddings": ("#ddaa99", "teacher: embeddings"),
-    "teacher_evaluate": ("#eeccbb", "teacher: evaluation"),
-    "student_train": ("#0072b2", "student training"),
-    "evaluate": ("#88ccee", "evaluation"),
-    "judge": ("#44aa99", "judge"),
+_STAGE_COLORS = {
+    "preprocess": "#c8ccd2",
+    "teacher_logits": "#882255",
+    "teacher_generation": "#aa4499",
+    "teacher_hidden": "#cc6677",
+    "teacher_embeddings": "#ddaa99",
+    "teacher_evaluate": "#eeccbb",
+    "student_train": "#0072b2",
+    "evaluate": "#88ccee",
+    "judge": "#44aa99",
 }
-"""Stages in the order of a bar, upstream first: colour and name."""
+"""Stages in the order of a bar, upstream first."""
 
 
 def looks(pipelines: Iterable[str]) -> dict[str, Look]:
@@ -64,14 +64,14 @@ def looks(pipelines: Iterable[str]) -> dict[str, Look]:
     }
 
 
-def stage_look(stage: str) -> tuple[str, str]:
-    """Colour and name of a stage."""
-    return _STAGES.get(stage, ("#999933", stage.replace("_", " ")))
+def stage_color(stage: str) -> str:
+    """The colour of a stage."""
+    return _STAGE_COLORS.get(stage, "#999933")
 
 
 def stage_order(stages: Iterable[str]) -> list[str]:
     """Stages as they are stacked: upstream first, the student's own last."""
-    order = list(_STAGES)
+    order = list(_STAGE_COLORS)
     return sorted(
         set(stages), key=lambda stage: (order.index(stage) if stage in order else -1, stage)
     )

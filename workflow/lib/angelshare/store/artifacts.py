@@ -120,7 +120,7 @@ class ArtifactStore:
         """Every artifact that has a receipt or manifest, in order of kind and key."""
         for folder in sorted(self.root.glob("*/*/")):
             if folder.parent.name != "objects" and (
-                (folder / "parts").is_dir() or (folder / "manifest.json").is_file()
+                any((folder / "parts").glob("*.json")) or (folder / "manifest.json").is_file()
             ):
                 yield Artifact(self, folder.parent.name, folder.name)
 

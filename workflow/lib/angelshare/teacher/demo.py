@@ -99,6 +99,7 @@ def _new_model(settings: DemoTeacher, tokenizer: PreTrainedTokenizerBase) -> Olm
         num_hidden_layers=settings.layers,
         num_attention_heads=settings.heads,
         max_position_embeddings=settings.max_length,
+        rope_parameters={"rope_type": "default", "rope_theta": settings.rope_theta},
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

@@ -11,17 +11,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from angelshare.data.sequences import prompt_ids, prompt_messages
 from angelshare.data.tables import CORPUS_SCHEMA, sequence_table, write_table
 from angelshare.errors import AngelshareError
-from angelshare.teacher.models import load_tokenizer
+from angelshare.teacher.models import load_config, load_tokenizer
 from angelshare.teacher.prompts import Completion, Generator, Prompt
 from angelshare.teacher.settings import DecodingSettings
+
+if TYPE_CHECKING:
+    from angelshare.teacher.transformers_backend import TransformersGenerator
+    from angelshare.teacher.vllm_backend import VllmGenerator
 
 Progress = Callable[[int, int, str], None]
 
@@ -57,13 +61,17 @@ def generate_corpus(
     fit.
     """
     tokenizer = load_tokenizer(model_dir, revision=revision, trust_remote_code=trust_remote_code)
-    config = AutoConfig.from_pretrained(
-        model_dir, revision=revision, trust_remote_code=trust_remote_code
-    )
+    config = load_config(model_dir, revision=revision, trust_remote_code=trust_remote_code)
     room = settings.max_model_len or config.max_position_embeddings
     rows = table.select(["id", "split", "messages"]).to_pylist()
     prompts = _prompts(rows, tokenizer, settings, room)
-    generator = _generator(model_dir, tokenizer, settings, config, revision, trust_remote_code)
+    generator: Generator = _back_end(settings)(
+        model_dir,
+        tokenizer,
+        settings,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+    )
     lengths = {prompt.id: len(prompt.token_ids) for prompt in prompts}
     completions: dict[str, Completion] = {}
     for some in generator.generate(prompts):
@@ -105,35 +113,15 @@ def _prompts(
     return prompts
 
 
-def _generator(
-    model_dir: str | Path,
-    tokenizer: PreTrainedTokenizerBase,
-    settings: DecodingSettings,
-    config: Any,
-    revision: str | None,
-    trust_remote_code: bool,
-) -> Generator:
+def _back_end(settings: DecodingSettings) -> type[TransformersGenerator] | type[VllmGenerator]:
+    """Only the back end that is asked for is imported."""
     if settings.backend == "transformers":
         from angelshare.teacher.transformers_backend import TransformersGenerator
 
-        return TransformersGenerator(
-            model_dir,
-            tokenizer,
-            settings,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-        )
+        return TransformersGenerator
     from angelshare.teacher.vllm_backend import VllmGenerator
 
-    return VllmGenerator(
-        model_dir,
-        tokenizer,
-        settings,
-        max_model_len=settings.max_model_len or config.max_position_embeddings,
-        model_vocab_size=config.vocab_size,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-    )
+    return VllmGenerator
 
 
 def _answered(

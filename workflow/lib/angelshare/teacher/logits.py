@@ -27,7 +27,7 @@ from angelshare.teacher.settings import CaptureSettings
 Progress = Callable[[int, int, str], None]
 ROWS_PER_WINDOW = 4096
 LOGITS_PER_CHUNK = 2**25
-HEAD_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.25}
+HEAD_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.01, torch.bfloat16: 0.03}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

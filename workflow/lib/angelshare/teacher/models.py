@@ -14,8 +14,10 @@ from typing import Literal
 import torch
 from safetensors import SafetensorError
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -90,6 +92,19 @@ def load_tokenizer(
     except NOT_LOADABLE as error:
         raise _not_loadable("tokenizer", path_or_name, revision, error) from error
     return tokenizer
+
+
+def load_config(
+    path_or_name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedConfig:
+    """A model's configuration, that of its text part; ``AngelshareError`` if it cannot be had."""
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            path_or_name, revision=revision, trust_remote_code=trust_remote_code
+        )
+    except NOT_LOADABLE as error:
+        raise _not_loadable("configuration", path_or_name, revision, error) from error
+    return config.get_text_config()
 
 
 def save_model(model: PreTrainedModel, folder: Path) -> None:

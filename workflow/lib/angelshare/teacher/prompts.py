@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from angelshare.teacher.models import load_config
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +59,7 @@ def stop_ids(
     try:
         found = GenerationConfig.from_pretrained(model, revision=revision or "main").eos_token_id
     except OSError:
-        found = AutoConfig.from_pretrained(
+        found = load_config(
             model, revision=revision, trust_remote_code=trust_remote_code
         ).eos_token_id
     ids = set(found if isinstance(found, list) else [found]) | {tokenizer.eos_token_id}

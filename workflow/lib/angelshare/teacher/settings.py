@@ -28,6 +28,9 @@ class DemoTeacher(Settings):
     """Decoder layers."""
     heads: int = Field(default=4, gt=0)
     """Attention heads."""
+    rope_theta: float = Field(default=500.0, gt=0)
+    """Base of the rotary position frequencies; the usual 10,000 learns sequences of 40 tokens much
+    more slowly."""
     max_length: int = Field(default=128, gt=16)
     """Positions of the model, and tokens a problem may take."""
     matrix_lr: float = Field(default=0.02, gt=0)

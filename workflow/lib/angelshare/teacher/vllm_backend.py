@@ -13,7 +13,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from angelshare.errors import AngelshareError
-from angelshare.teacher.models import default_device
+from angelshare.teacher.models import default_device, load_config
 from angelshare.teacher.prompts import Completion, Prompt, row_seed, stop_ids
 from angelshare.teacher.settings import DecodingSettings
 
@@ -34,8 +34,6 @@ class VllmGenerator:
         tokenizer: PreTrainedTokenizerBase,
         settings: DecodingSettings,
         *,
-        max_model_len: int,
-        model_vocab_size: int,
         revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
@@ -59,7 +57,7 @@ class VllmGenerator:
             trust_remote_code=trust_remote_code,
             dtype=dtype,
             seed=settings.seed,
-            max_model_len=max_model_len,
+            max_model_len=settings.max_model_len,
             max_num_seqs=settings.batch_size,
             enforce_eager=on_cpu,
             generation_config="vllm",
@@ -67,7 +65,8 @@ class VllmGenerator:
         )
         self._settings = settings
         self._stops = stop_ids(model, tokenizer, revision, trust_remote_code)
-        padded = model_vocab_size > len(tokenizer)
+        config = load_config(model, revision=revision, trust_remote_code=trust_remote_code)
+        padded = config.vocab_size > len(tokenizer)
         self._allowed = list(range(len(tokenizer))) if padded else None
 
     def generate(self, prompts: Sequence[Prompt]) -> Iterator[list[Completion]]:

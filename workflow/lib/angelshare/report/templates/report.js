@@ -15,7 +15,7 @@ const axis = (title, extra) => ({
   title: { text: title, standoff: 10 }, gridcolor: "#e6e8eb", zeroline: false,
   linecolor: "#8a9099", ticks: "outside", tickcolor: "#8a9099", ...extra,
 });
-const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
+const config = { responsive: true, displaylogo: false, showSendToCloud: false, plotlyServerURL: "", modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
   toImageButtonOptions: { format: "svg", filename: "angelshare" } };
 const rounded = (value) => Number(value.toPrecision(3)).toLocaleString("en", { maximumSignificantDigits: 3 });
 /* 1, 2, 5 times powers of ten, written out: Plotly's own log ticks drop the power. */
@@ -84,7 +84,7 @@ function drawFrontier() {
   const range = log ? [Math.log10(low / 1.25), Math.log10(high * (high / low) ** 0.25 * 1.1)] : [0, high * 1.25];
   const places = labelPlaces(points, best, (x) => ((log ? Math.log10(inUnit(x)) : inUnit(x)) - range[0]) / (range[1] - range[0]));
   const traces = [{
-    x: best.map((p) => inUnit(p.x)), y: best.map((p) => p.y), mode: "lines", name: "frontier",
+    x: best.map((p) => inUnit(p.x)), y: best.map((p) => p.y), mode: "lines", name: "frontier (open marks are beaten)",
     line: { shape: "hv", color: "#57606a", width: 1.5 }, hoverinfo: "skip",
   }];
   for (const [id, pipeline] of Object.entries(study.pipelines)) {
@@ -97,8 +97,9 @@ function drawFrontier() {
       arrayminus: mine.map((p, i) => low(p) === null ? 0 : Math.max(0, at[i] - scale(Math.max(0, low(p))))),
     });
     const xs = mine.map((p) => inUnit(p.x)), ys = mine.map((p) => p.y);
+    traces.push({ x: [null], y: [null], mode: "markers", name: pipeline.name, marker: { symbol: pipeline.symbol, size: 10, color: pipeline.color } });
     traces.push({
-      x: xs, y: ys, name: pipeline.name, mode: "markers+text", cliponaxis: false,
+      x: xs, y: ys, name: pipeline.name, showlegend: false, mode: "markers+text", cliponaxis: false,
       text: mine.map((p) => places.get(p) ? p.point.name : ""),
       textposition: mine.map((p) => places.get(p) || "top right"),
       textfont: { size: 11, color: pipeline.color },
