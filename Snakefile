@@ -22,6 +22,16 @@ include: "rules/accounting.smk"
 include: "rules/frontiers.smk"
 
 
+onstart:
+    # Whoever collects garbage in the shared store must know what this configuration reaches.
+    register(
+        ArtifactStore(Path(CONFIG.store.root)),
+        CONFIG.store.team_id(),
+        Path.cwd(),
+        [(plan.kind, plan.key) for plan in STUDY.artifacts.values()],
+    )
+
+
 # Everything: the report, its figures, and every shared artifact of the study sealed in the store.
 rule all_frontiers:
     default_target: True

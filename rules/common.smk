@@ -14,7 +14,9 @@ from angelshare.config import load_config
 from angelshare.errors import AngelshareError
 from angelshare.grid import ArtifactPlan, plan_study
 from angelshare.recipes import canonical
+from angelshare.store.artifacts import ArtifactStore
 from angelshare.store.consumers import foreign_consumers
+from angelshare.store.gc import register
 
 try:
     CONFIG = load_config(config)

@@ -4,7 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from angelshare.recipes import STAGE_VERSIONS, canonical, digest, make_recipe, recipe_key
+from angelshare.recipes import (
+    STAGE_VERSIONS,
+    canonical,
+    digest,
+    make_recipe,
+    recipe_differences,
+    recipe_key,
+)
 
 plain = st.recursive(
     st.none()
@@ -58,3 +65,12 @@ def test_golden_key():
 def test_what_has_no_canonical_encoding_is_refused(value):
     with pytest.raises(TypeError, match="recipe"):
         canonical({"deep": [value]})
+
+
+def test_differences_are_named_by_path():
+    before = {"data": {"seed": 1, "rows": [1, 2]}, "same": 1}
+    after = {"data": {"seed": 2, "rows": [1, 2]}, "same": 1, "new": None}
+    assert list(recipe_differences(before, after)) == [
+        ("data.seed", "1", "2"),
+        ("new", "–", "null"),
+    ]

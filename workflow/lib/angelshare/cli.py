@@ -10,16 +10,19 @@ import typer
 import yaml
 from rich.console import Console
 from rich.table import Table
+from rich.tree import Tree
 
 from angelshare.config import Config, load_config
 from angelshare.errors import AngelshareError
+from angelshare.recipes import recipe_differences
 from angelshare.store.artifacts import Artifact, ArtifactStore, Manifest, load
 from angelshare.store.verify import leftovers, repair, verify
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False
 )
-out = Console()
+# A pipe or a file has no width: keys and paths stay whole.
+out = Console(width=None if sys.stdout.isatty() else 200)
 
 ConfigOption = Annotated[
     Path, typer.Option("--config", help="The configuration the workflow runs with.")
@@ -60,6 +63,21 @@ def open_store(store: Path | None, config: Path) -> ArtifactStore:
     if not root.is_dir():
         raise AngelshareError(f"there is no store at {root}.")
     return ArtifactStore(root)
+
+
+def find_artifact(store: ArtifactStore, key: str) -> Artifact:
+    """The one artifact whose key starts with ``key``.
+
+    Raises:
+        AngelshareError: when there is none, or more than one.
+    """
+    found = [artifact for artifact in store.artifacts() if artifact.key.startswith(key)]
+    if len(found) != 1:
+        raise AngelshareError(
+            f"{len(found)} artifacts of {store.root} have a key that starts with {key!r}; "
+            "`angelshare ls` lists them."
+        )
+    return found[0]
 
 
 @app.command("verify")
@@ -112,17 +130,10 @@ def list_command(store: StoreOption = None, config: ConfigOption = CONFIG) -> No
 
 @app.command("show")
 def show_command(key: str, store: StoreOption = None, config: ConfigOption = CONFIG) -> None:
-    """Print an artifact's recipe, bill and consumers, and what it was made from."""
+    """Print an artifact's recipe, bill and consumers, and the tree of what it was made from."""
     from angelshare.energy.attempts import bill_of, read_attempts
 
-    opened = open_store(store, config)
-    found = [artifact for artifact in opened.artifacts() if artifact.key.startswith(key)]
-    if len(found) != 1:
-        raise AngelshareError(
-            f"{len(found)} artifacts of {opened.root} have a key that starts with {key!r}; "
-            "`angelshare ls` lists them."
-        )
-    artifact = found[0]
+    artifact = find_artifact(open_store(store, config), key)
     manifest = artifact.manifest()
     out.print(yaml.safe_dump(manifest.recipe, sort_keys=False).rstrip(), highlight=False)
     bill = bill_of(read_attempts(artifact.attempts))
@@ -131,8 +142,77 @@ def show_command(key: str, store: StoreOption = None, config: ConfigOption = CON
     )
     for consumer in artifact.consumers():
         out.print(f"read by {consumer.run} of {consumer.team}, {consumer.utc}", highlight=False)
-    for role, sha256 in manifest.parts[0].inputs.items():
-        out.print(f"made from {role} {sha256[:12]}", highlight=False)
+    out.print(_origin(artifact))
+
+
+def _origin(artifact: Artifact, role: str = "") -> Tree:
+    """The tree of an artifact's inputs with the content digests it was really made from."""
+    manifest = _sealed(artifact)
+    content = manifest.content_sha256[:12] if manifest else "gone"
+    tree = Tree(f"{role}{artifact}  content {content}", highlight=False)
+    for name, source in (manifest.recipe["inputs"] if manifest else {}).items():
+        upstream = artifact.store.artifact(source["kind"], source["key"])
+        tree.add(_origin(upstream, f"{name}: "))
+    return tree
+
+
+@app.command("diff")
+def diff_command(
+    key: str, other: str, store: StoreOption = None, config: ConfigOption = CONFIG
+) -> None:
+    """Say in what two recipes differ: why one artifact was not reused for the other."""
+    opened = open_store(store, config)
+    before, after = (find_artifact(opened, k).manifest().recipe for k in (key, other))
+    table = Table("key", key, other, box=None)
+    for path, left, right in recipe_differences(before, after):
+        table.add_row(path, left, right)
+    out.print(table)
+
+
+@app.command("pin")
+def pin_command(
+    key: str,
+    reason: Annotated[str, typer.Option(help="Why it must stay.")] = "",
+    remove: Annotated[bool, typer.Option("--remove", help="Let it go again.")] = False,
+    store: StoreOption = None,
+    config: ConfigOption = CONFIG,
+) -> None:
+    """Keep an artifact whatever the registered configurations reach."""
+    from angelshare.store.gc import pin, unpin
+
+    artifact = find_artifact(open_store(store, config), key)
+    if remove:
+        unpin(artifact)
+    else:
+        pin(artifact, reason)
+
+
+@app.command("gc")
+def gc_command(
+    delete: Annotated[bool, typer.Option("--delete", help="Do it; without, only say.")] = False,
+    grace_days: Annotated[float, typer.Option(help="What is younger stays.")] = 14.0,
+    store: StoreOption = None,
+    config: ConfigOption = CONFIG,
+) -> None:
+    """Free what no registered configuration reaches. Bills and consumer records stay."""
+    from angelshare.energy.attempts import bill_of, read_attempts
+    from angelshare.store.gc import collect, find_garbage
+
+    garbage = find_garbage(open_store(store, config), grace_days)
+    cost_j = 0.0
+    for artifact in garbage.artifacts:
+        bill = bill_of(read_attempts(artifact.attempts))
+        cost_j += bill.energy_j
+        out.print(f"{artifact}: cost {bill.energy_j:,.1f} J", highlight=False)
+    out.print(
+        f"{'Frees' if delete else 'Would free'} {garbage.bytes:,} bytes that cost "
+        f"{cost_j:,.1f} J ({cost_j / 3.6e6:.3f} kWh) to make. {garbage.note}".rstrip(),
+        highlight=False,
+    )
+    if delete:
+        collect(garbage)
+    elif garbage.artifacts or garbage.objects or garbage.temporary:
+        out.print("Nothing was deleted; `angelshare gc --delete` does it.")
 
 
 def _sealed(artifact: Artifact) -> Manifest | None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 Recipe = dict[str, Any]
@@ -80,3 +80,20 @@ def make_recipe(kind: str, **parts: Any) -> Recipe:
     Inputs enter by role: ``teacher=…``, ``sequences=…``; swapping two of them changes the key.
     """
     return canonical({"kind": kind, "version": STAGE_VERSIONS[kind], **parts})
+
+
+def recipe_differences(before: Any, after: Any, where: str = "") -> Iterator[tuple[str, str, str]]:
+    """Where two recipes differ: dotted path, value before, value after; ``–`` for none."""
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        for key in sorted({*before, *after}):
+            path = f"{where}.{key}" if where else key
+            yield from recipe_differences(before.get(key, _NONE), after.get(key, _NONE), path)
+    elif type(before) is not type(after) or before != after:
+        yield where, _shown(before), _shown(after)
+
+
+_NONE = object()
+
+
+def _shown(value: Any) -> str:
+    return "–" if value is _NONE else json.dumps(value, ensure_ascii=False)

@@ -280,8 +280,8 @@ def t_star_text(row: dict[str, Any]) -> str:
         return row["t_star_status"]
     if row["t_star_status"] == AT_ONCE:
         return AT_ONCE
-    end = "no upper end" if row["t_star_status"] == UNBOUNDED else ""
-    if row["t_star_low"] is not None:
-        high = end or number(row["t_star_high"])
-        return f"{number(row['t_star_tokens'])} tokens ({number(row['t_star_low'])} to {high})"
-    return f"{number(row['t_star_tokens'])} tokens"
+    text = f"{number(row['t_star_tokens'] / 1e6)} million tokens"
+    if row["t_star_low"] is None:
+        return text
+    low, high = row["t_star_low"] / 1e6, row["t_star_high"]
+    return f"{text} (95 %: {number(low)} to {NEVER if high is None else number(high / 1e6)})"

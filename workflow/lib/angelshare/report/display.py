@@ -38,11 +38,11 @@ class Table:
 
 
 def table(table_id: str, caption: str, rows: Iterable[Mapping[str, Any]]) -> Table | None:
-    """Rows of equal keys as a display table; None where there is no row."""
+    """Rows of equal keys as a display table, without empty columns; None where there is no row."""
     listed = [{name: _cell(value) for name, value in row.items()} for row in rows]
     if not listed:
         return None
-    header = tuple(listed[0])
+    header = tuple(name for name in listed[0] if any(row[name].text for row in listed))
     numeric = tuple(any(row[name].value is not None for row in listed) for name in header)
     return Table(
         table_id,
@@ -163,19 +163,39 @@ def break_even(tables: Tables) -> Table | None:
             "Never": share(row["never_probability"]),
             "Runs now": row["consumers"],
             "Reached": row["reached"],
-            "T*": t_star_text(row),
-            "T* against": row["t_star_reference"],
             "Note": row["note"] or "",
         }
-        for row in tables.break_even.rows(named=True)
+        for row in _by_setting(tables, tables.break_even)
     ]
     caption = (
         "N* = teacher / (baseline student − distilled student), student-only energies, matched on "
         "student and dataset: how many runs must share the teacher's work before distilling costs "
-        "less than the baseline. “Never”: the probability that there is no such number. T*: tokens "
-        "served until the one-off energy is paid back against the named reference."
+        "less than the baseline. “Never”: the probability that there is no such number."
     )
     return table("break-even", caption, rows)
+
+
+def t_star(tables: Tables) -> Table | None:
+    """T* of every distilling pipeline and student, with its reference."""
+    rows = [
+        {
+            "Pipeline and student": pretty(row["setting"]),
+            "T*": t_star_text(row),
+            "Against": pretty(row["t_star_reference"] or DASH),
+        }
+        for row in _by_setting(tables, tables.break_even)
+    ]
+    caption = (
+        "T*: tokens served until the distilled student's one-off energy is paid back by cheaper "
+        "serving, against the reference named. Joules per served token are those of evaluation."
+    )
+    return table("t-star", caption, rows)
+
+
+def _by_setting(tables: Tables, frame: pl.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table with a `setting`, in the order settings are shown everywhere."""
+    order = ordered_settings(tables)
+    return sorted(frame.rows(named=True), key=lambda row: order.index(row["setting"]))
 
 
 def _n_star(row: Mapping[str, Any]) -> Cell:

@@ -70,6 +70,7 @@ def render(tables: Tables, *, title: str, facts: Mapping[str, str]) -> str:
             "summary": display.summary(tables),
             "memberships": display.memberships(tables),
             "break_even": display.break_even(tables),
+            "t_star": display.t_star(tables),
             "ledger": display.ledger(tables),
             "attempts": display.attempts_by_stage(tables),
             "meters": display.meters(tables),

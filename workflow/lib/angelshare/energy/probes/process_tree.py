@@ -52,7 +52,8 @@ class ProcessTree:
     def __init__(self, root: int) -> None:
         self.root = root
         self.members: dict[int, _Process] = {}
-        self.strangers: set[int] = set()
+        self.strangers: set[str] = set()
+        """Entries of /proc that are no process of ours; a process's ancestors never change to us."""
         self.lost_ticks = 0
         process = _read(root)
         if process is not None:
@@ -68,27 +69,30 @@ class ProcessTree:
         return total * TICK_S, pages * PAGE_BYTES
 
     def _alive(self, before: dict[int, _Process]) -> dict[int, _Process]:
-        pids = {int(name) for name in os.listdir("/proc") if name.isdigit()}
-        self.strangers &= pids
+        names = set(os.listdir("/proc"))
+        self.strangers &= names
         alive: dict[int, _Process] = {}
         for pid, known in before.items():
-            process = _read(pid) if pid in pids else None
+            process = _read(pid)
             if process is not None and process.start == known.start:
                 alive[pid] = process
-        self._adopt(pids - alive.keys() - self.strangers, alive)
+                names.discard(str(pid))
+        self._adopt(names - self.strangers, alive)
         return alive
 
-    def _adopt(self, unknown: set[int], alive: dict[int, _Process]) -> None:
-        """Add the new processes whose ancestors lead to a member; remember the others."""
-        fresh = {pid: process for pid in unknown if (process := _read(pid)) is not None}
+    def _adopt(self, names: set[str], alive: dict[int, _Process]) -> None:
+        """Add the new processes whose ancestors lead to a member; remember all other entries."""
+        pids = [int(name) for name in names if name.isdigit()]
+        fresh = {pid: process for pid in pids if (process := _read(pid)) is not None}
         grew = True
         while grew:
             grew = False
             for pid in list(fresh):
                 if fresh[pid].parent in alive:
                     alive[pid] = fresh.pop(pid)
+                    names.discard(str(pid))
                     grew = True
-        self.strangers.update(fresh)
+        self.strangers |= names
 
 
 def _lost(before: dict[int, _Process], alive: dict[int, _Process]) -> int:

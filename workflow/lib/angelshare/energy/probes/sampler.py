@@ -16,6 +16,7 @@ not end it, so that it can say what the job used until its last moment.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -164,6 +165,7 @@ def main() -> None:
     """Take the orders, sample, and close the record when nobody else can."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    gc.disable()
     orders = json.loads(_first_line())
     sampler = Sampler(orders)
     sampler.roll()
