@@ -13,6 +13,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from markupsafe import escape
 
 from angelshare.accounting.findings import findings
 from angelshare.accounting.tables import TABLE_NAMES, Tables
@@ -86,7 +87,7 @@ def test_findings_and_escapes(demo_tables: Tables) -> None:
     assert "<title>A &lt;study&gt;</title>" in text
     assert "ours &amp; theirs" in text
     for finding in findings(demo_tables):
-        assert finding.text.replace(">", "&gt;").replace("<", "&lt;").replace("'", "&#39;") in text
+        assert str(escape(finding.text)) in text
 
 
 def test_odd_names_cannot_break_out(demo_tables: Tables) -> None:
@@ -194,9 +195,12 @@ def test_driven_in_a_browser(demo_tables: Tables, tmp_path: Path) -> None:
     path = tmp_path / "driven.html"
     path.write_text(text.replace("<body>", "<body>" + DRIVER, 1))
     done = subprocess.run(
-        [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1280,3000"]
-        + ["--disable-background-networking", f"--user-data-dir={tmp_path / 'profile'}"]
-        + ["--virtual-time-budget=10000", "--dump-dom", path.as_uri()],
+        [
+            *(str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu"),
+            *("--disable-background-networking", f"--user-data-dir={tmp_path / 'profile'}"),
+            *("--window-size=1280,3000", "--virtual-time-budget=10000", "--dump-dom"),
+            path.as_uri(),
+        ],
         capture_output=True,
         text=True,
         timeout=100,
@@ -211,7 +215,7 @@ def test_driven_in_a_browser(demo_tables: Tables, tmp_path: Path) -> None:
     assert "On the frontier, amortised: KD small T=2" in seen["amortized"]
     assert "SFT small" not in seen["student_only"].replace("synthetic SFT small", "")
     assert "one-off: SFT small" in seen["one_off"]
-    assert "shared by 1 runs: SFT small" in seen["alone"]
+    assert "shared by 1 run: SFT small" in seen["alone"]
     assert "shared by 1000 runs: KD small T=2" in seen["many"]
     assert "synthetic SFT large" in seen["metric"]
     assert "With 1 run: " in seen["one_run"]

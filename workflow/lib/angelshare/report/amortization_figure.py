@@ -34,7 +34,7 @@ def amortization_figure(tables: Tables) -> Figure | None:
     most = most_runs(known)
     for axes, student in zip(panels, students, strict=False):
         _panel(axes, known.filter(pl.col("student") == student), unit, most)
-        axes.set_title(f"student {student}")
+        axes.set_title(f"student {student}", loc="left")
         axes.set_xlabel("runs that share the teacher's work")
     for axes in panels[len(students) :]:
         axes.set_visible(False)

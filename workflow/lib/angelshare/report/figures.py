@@ -39,7 +39,6 @@ _RC: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.titlesize": 9.5,
     "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
     "axes.grid": True,
     "grid.color": "#e6e8eb",
     "grid.linewidth": 0.6,

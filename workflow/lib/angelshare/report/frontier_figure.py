@@ -39,7 +39,7 @@ def frontier_figure(tables: Tables) -> Figure | None:
         rows = table.filter(pl.col("view") == view)
         if logarithmic:
             log_x(axes)
-        axes.set_title(VIEW_TITLES[view])
+        axes.set_title(VIEW_TITLES[view], loc="left")
         axes.set_xlabel(f"energy per run ({unit.name})")
         corners = frontier_corners(rows, unit)
         axes.plot(*zip(*corners, strict=True), color=INK, lw=1.1, alpha=0.55, zorder=2)

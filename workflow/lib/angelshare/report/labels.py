@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib import patheffects
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
-from matplotlib.text import Annotation, Text
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
 
@@ -25,9 +25,12 @@ class Label(NamedTuple):
 
 
 _DISTANCES_PT = (6.0, 10.0, 15.0, 22.0, 30.0, 40.0)
+_NEAR_PT = 16.0
+"""Texts farther from their point than this get a leader."""
+
 _DIRECTIONS = (
-    *((1, 0.6), (1, -0.2), (-1, 0.6), (1, -0.8), (-1, -0.2), (-1, -0.8)),
-    *((0, 1), (0, -1), (1, 1.6), (1, -1.8), (-1, -1.8)),
+    *((1.0, 0.5), (1.0, -0.5), (-1.0, 0.5), (-1.0, -0.5), (0.0, 1.0), (0.0, -1.0)),
+    *((1.0, 1.6), (1.0, -1.6), (-1.0, 1.6), (-1.0, -1.6)),
 )
 
 
@@ -45,73 +48,67 @@ def place(
     """
     figure = axes.get_figure(root=True)
     assert figure is not None
-    renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw_without_rendering()
-    reach = 4 * figure.dpi / 72
-    blocked = [Bbox.from_extents(*(at - reach), *(at + reach)) for at in _pixels(axes, points)]
-    corners = _pixels(axes, line)
-    for start, end in pairwise(corners):
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    frame, per_point = axes.get_window_extent(), figure.dpi / 72
+    blocked = [Bbox.from_extents(*(at - 6), *(at + 6)) for at in _pixels(axes, points)]
+    for start, end in pairwise(_pixels(axes, line)):
         low, high = np.minimum(start, end), np.maximum(start, end)
         blocked.append(Bbox.from_extents(*(low - 1), *(high + 1)))
     taken: list[Bbox] = []
-    for label in labels:
-        taken.append(_place_one(axes, label, blocked, taken, renderer))
+    for label, at in zip(labels, _pixels(axes, [label[:2] for label in labels]), strict=True):
+        note = _annotate(axes, label)
+        size = note.get_window_extent(renderer)
+        offset, box = min(
+            (
+                (np.array(direction) * distance, _box(at, direction, distance * per_point, size))
+                for distance in _DISTANCES_PT
+                for direction in _DIRECTIONS
+            ),
+            key=lambda place: (
+                _cost(place[1], blocked, taken, frame) + 0.02 * float(np.abs(place[0]).max())
+            ),
+        )
+        _move(note, offset)
+        taken.append(box)
 
 
-def _place_one(
-    axes: Axes,
-    label: Label,
-    blocked: Sequence[Bbox],
-    taken: Sequence[Bbox],
-    renderer: RendererAgg,
-) -> Bbox:
-    """Try places from near to far and keep the first free one, else the least covered."""
-    frame = axes.get_window_extent()
-    best: tuple[float, Annotation, Bbox] | None = None
-    for distance in _DISTANCES_PT:
-        for direction in _DIRECTIONS:
-            note = _annotate(axes, label, direction, distance)
-            box = _extent(note, renderer)
-            cost = _cost(box, blocked, taken, frame) + 0.02 * distance
-            if best is not None and cost >= best[0]:
-                note.remove()
-                continue
-            if best is not None:
-                best[1].remove()
-            best = (cost, note, box)
-        if best is not None and best[0] < 1:
-            break
-    assert best is not None
-    return best[2]
-
-
-def _extent(note: Annotation, renderer: RendererAgg) -> Bbox:
-    """Where the text will stand; without its leader, which starts at the point."""
-    note.update_positions(renderer)
-    return Text.get_window_extent(note, renderer)
-
-
-def _annotate(
-    axes: Axes, label: Label, direction: tuple[float, float], distance: float
-) -> Annotation:
-    dx, dy = direction
-    leader = {"arrowstyle": "-", "lw": 0.5, "color": label.color, "shrinkA": 1, "shrinkB": 3}
+def _annotate(axes: Axes, label: Label) -> Annotation:
+    """The label at its point, without a leader yet."""
     note = axes.annotate(
         label.text,
         (label.x, label.y),
-        xytext=(dx * distance, dy * distance),
+        xytext=(0, 0),
         textcoords="offset points",
-        ha="left" if dx > 0 else "right" if dx < 0 else "center",
-        va="bottom" if dy > 0.5 else "top" if dy < -0.5 else "center",
         fontsize=7.5,
         color=label.color,
         fontweight="bold" if label.bold else "normal",
-        arrowprops=leader if distance > _DISTANCES_PT[1] else None,
         path_effects=[patheffects.withStroke(linewidth=2, foreground="white")],
+        arrowprops={"arrowstyle": "-", "lw": 0.5, "color": label.color, "shrinkA": 1, "shrinkB": 3},
         zorder=6,
     )
     note.set_in_layout(False)
+    assert note.arrow_patch is not None
+    note.arrow_patch.set_visible(False)
     return note
+
+
+def _move(note: Annotation, offset: np.ndarray) -> None:
+    """Put the text at its place, with a leader where that is far."""
+    dx, dy = (float(value) for value in offset)
+    note.set_position((dx, dy))
+    note.set_horizontalalignment("left" if dx > 0 else "right" if dx < 0 else "center")
+    note.set_verticalalignment("bottom" if dy > 0 else "top")
+    assert note.arrow_patch is not None
+    note.arrow_patch.set_visible(max(abs(dx), abs(dy)) > _NEAR_PT)
+
+
+def _box(at: np.ndarray, direction: tuple[float, float], distance: float, size: Bbox) -> Bbox:
+    """Where a text of this size lies when put off in a direction, in pixels."""
+    (x, y), (dx, dy) = at, direction
+    left = x + dx * distance - {1: 0.0, 0: size.width / 2, -1: size.width}[round(dx)]
+    bottom = y + dy * distance - (0.0 if dy > 0 else size.height)
+    return Bbox.from_bounds(left, bottom, size.width, size.height)
 
 
 def _pixels(axes: Axes, points: Sequence[tuple[float, float]]) -> np.ndarray:

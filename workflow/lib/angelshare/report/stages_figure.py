@@ -33,7 +33,7 @@ def stages_figure(tables: Tables) -> Figure | None:
     for axes, view in zip(panels, ("one_off", "amortized"), strict=True):
         _stacked(axes, means.filter(pl.col("view") == view), settings, stages, unit)
         how = "teacher charged whole" if view == "one_off" else "teacher shared by its users"
-        axes.set_title(f"{VIEW_TITLES[view]}: {how}")
+        axes.set_title(f"{VIEW_TITLES[view]}: {how}", loc="left")
         axes.set_xlabel(f"energy per run ({unit.name})")
         axes.xaxis.set_major_locator(MaxNLocator(6))
         axes.xaxis.set_major_formatter(PLAIN)

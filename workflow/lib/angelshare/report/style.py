@@ -38,7 +38,12 @@ _LOOKS = (
     Look("#cc79a7", "v", "triangle-down"),
     Look("#e69f00", "P", "cross"),
     Look("#56b4e9", "X", "x"),
+    Look("#332288", "p", "pentagon"),
+    Look("#999933", "h", "hexagon"),
 )
+
+_KNOWN = ("sft", "kd", "synthetic_sft", "feature", "relation")
+"""Pipelines with a look of their own; others take the looks that are left."""
 
 _STAGE_COLORS = {
     "preprocess": "#c8ccd2",
@@ -56,11 +61,12 @@ _STAGE_COLORS = {
 
 def looks(pipelines: Iterable[str]) -> dict[str, Look]:
     """A look for every pipeline, the same whatever else is shown: known ones have fixed places."""
-    order = ["sft", "kd", "synthetic_sft", "feature", "relation"]
-    names = sorted(set(pipelines), key=lambda p: (order.index(p) if p in order else len(order), p))
+    others = sorted(set(pipelines) - set(_KNOWN))
+    names = [name for name in _KNOWN if name in set(pipelines)] + others
+    free = _LOOKS[len(_KNOWN) :]
     return {
-        name: _LOOKS[(order.index(name) if name in order else len(order) + i) % len(_LOOKS)]
-        for i, name in enumerate(names)
+        name: _LOOKS[_KNOWN.index(name)] if name in _KNOWN else free[others.index(name) % len(free)]
+        for name in names
     }
 
 

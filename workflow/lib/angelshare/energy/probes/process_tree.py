@@ -53,7 +53,7 @@ class ProcessTree:
         self.root = root
         self.members: dict[int, _Process] = {}
         self.strangers: set[str] = set()
-        """Entries of /proc that are no process of ours; a process's ancestors never change to us."""
+        """Entries of /proc that are no process of ours and cannot become one."""
         self.lost_ticks = 0
         process = _read(root)
         if process is not None:

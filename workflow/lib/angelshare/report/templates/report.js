@@ -114,7 +114,7 @@ function drawFrontier() {
     yaxis: axis(metric === "quality" ? "quality (share of the teacher's score)" : metric),
     hovermode: "closest",
   }), config);
-  const counted = view === "what_if" ? `the teacher shared by ${runs} runs` : study.views.find((v) => v.id === view).name.toLowerCase();
+  const counted = view === "what_if" ? `the teacher shared by ${runs} ${runs === 1 ? "run" : "runs"}` : study.views.find((v) => v.id === view).name.toLowerCase();
   byId("frontier-what").textContent = points.length
     ? `On the frontier, ${counted}: ${best.map((p) => p.point.name).join(", ")}.`
     : "No run has a score for this.";

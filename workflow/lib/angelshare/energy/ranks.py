@@ -1,0 +1,67 @@
+"""One record of a job that ran as many processes, on one node or several.
+
+Each rank measures what it sees. A whole device that several ranks saw is counted once (the longest
+look at it), shares of a device belong to each rank's own processes and are added, and what one rank
+could not read is missing from the sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from angelshare.energy.closing import Status
+from angelshare.energy.measures import Component
+from angelshare.energy.sidecar import Record, Warning
+from angelshare.energy.totals import total_of
+from angelshare.errors import AngelshareError
+
+SHARED = ("cpu_time_share", "declared_share", "cgroup")
+
+
+def merge_ranks(records: Sequence[Record]) -> Record:
+    """The record of all ranks together; times span the earliest start and the latest end.
+
+    Raises AngelshareError for records of different jobs.
+    """
+    jobs = {(one.record.rule, str(sorted((one.record.wildcards or {}).items()))) for one in records}
+    if len(jobs) != 1:
+        raise AngelshareError(f"{len(jobs)} jobs cannot be merged into one record: {sorted(jobs)}.")
+    first = min(records, key=lambda record: record.time.start_utc)
+    last = max(records, key=lambda record: record.time.end_utc)
+    whole: dict[tuple[str, str], tuple[float, Component]] = {}
+    shares: list[Component] = []
+    seen_twice = 0
+    for record in records:
+        for part in record.components:
+            named = part.model_copy(update={"id": f"{record.run.host}:{part.id}"})
+            if part.attribution in SHARED or part.energy_j is None:
+                rank = record.run.rank
+                named.id += f":{rank if rank is not None else record.record.id}"
+                shares.append(named)
+                continue
+            uuid = part.device.uuid if part.device and part.device.uuid else part.id
+            key = record.run.host, uuid
+            known = whole.get(key)
+            seen_twice += known is not None
+            if known is None or record.time.duration_s > known[0]:
+                whole[key] = record.time.duration_s, named
+    components = [*(part for _, part in whole.values()), *shares]
+    merged = first.model_copy(deep=True)
+    merged.components = components
+    merged.total = total_of(components)
+    merged.time.end_utc = last.time.end_utc
+    merged.time.duration_s = max(record.time.duration_s for record in records)
+    merged.run.world = len(records)
+    merged.run.rank = None
+    merged.record.status = _worst(records)
+    merged.record.complete = not merged.total.missing
+    merged.phases = merged.carbon = merged.work = None
+    if seen_twice:
+        text = f"{seen_twice} devices were seen by several ranks and are counted once"
+        merged.warnings = [*(merged.warnings or []), Warning(code="ranks_overlap", text=text)]
+    return merged
+
+
+def _worst(records: Sequence[Record]) -> Status:
+    order: tuple[Status, ...] = ("ok", "running", "preempted", "failed", "killed")
+    return max((record.record.status for record in records), key=order.index)
