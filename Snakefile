@@ -25,7 +25,7 @@ include: "rules/frontiers.smk"
 onstart:
     # Whoever collects garbage in the shared store must know what this configuration reaches.
     register(
-        ArtifactStore(Path(CONFIG.store.root)),
+        ARTIFACTS,
         CONFIG.store.team_id(),
         Path.cwd(),
         [(plan.kind, plan.key) for plan in STUDY.artifacts.values()],

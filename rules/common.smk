@@ -14,8 +14,6 @@ from angelshare.config import load_config
 from angelshare.errors import AngelshareError
 from angelshare.grid import ArtifactPlan, plan_study
 from angelshare.recipes import canonical
-from angelshare.store.artifacts import ArtifactStore
-from angelshare.store.consumers import foreign_consumers
 from angelshare.store.gc import register
 
 try:
@@ -24,6 +22,7 @@ try:
 except AngelshareError as error:
     raise WorkflowError(str(error))
 
+ARTIFACTS = CONFIG.store.open()
 THREADS = CONFIG.hardware.threads
 GPUS = CONFIG.hardware.gpus
 
@@ -45,7 +44,9 @@ wildcard_constraints:
 # checked by digest when it is read.
 def manifest(plan: ArtifactPlan):
     """The manifest of an artifact, as an input that modification times never invalidate."""
-    return ancient(f"<store>/{plan.kind}/{plan.key}/manifest.json")
+    home = ARTIFACTS.artifact(plan.kind, plan.key).store
+    root = "<store>" if home is ARTIFACTS else home.root
+    return ancient(f"{root}/{plan.kind}/{plan.key}/manifest.json")
 
 
 def artifact_recipe(wildcards) -> dict:
@@ -86,6 +87,6 @@ def accounting_recipe(wildcards) -> dict:
     return canonical(
         {
             "accounting": CONFIG.accounting.model_dump(),
-            "foreign_consumers": foreign_consumers(CONFIG.store.root, team, artifacts),
+            "foreign_consumers": ARTIFACTS.foreign_consumers(team, artifacts),
         }
     )

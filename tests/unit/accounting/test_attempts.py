@@ -36,7 +36,7 @@ def test_the_contract_example_is_read(tmp_path: Path) -> None:
     assert gpu["systematic_j95"] == pytest.approx(0.05 * 2.16e6)
     assert gpu["systematic_j95"] ** 2 + gpu["random_j95"] ** 2 == pytest.approx(108010.0**2)
     assert by_component["dram"]["systematic_j95"] is None
-    assert by_component["cpu0"]["board"] == "n042/cpu0/load_model"
+    assert by_component["cpu0"]["board"] == "n042/load_model"
 
 
 def test_tokens_are_those_of_the_stage_unless_the_record_says_otherwise(tmp_path: Path) -> None:

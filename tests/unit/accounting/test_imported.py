@@ -72,7 +72,7 @@ def test_no_interval_where_nothing_was_repeated_or_bounded(tables: Tables) -> No
     for column in ("n_star_low", "n_star_high", "gap_low_j"):
         assert tables.break_even[column].null_count() == 6
     assert tables.frontier["membership_probability"].null_count() == tables.frontier.height
-    assert set(tables.summary["note"]) == {"n = 1 < 3: spread not known well"}
+    assert set(tables.summary["note"]) == {"n = 1 < 3: spread hardly known"}
 
 
 def test_pareto_set(tables: Tables) -> None:

@@ -54,6 +54,14 @@ def test_gain_adds_up_on_a_board_and_in_quadrature_between_boards() -> None:
     assert first["amortized_high_j"] - 300.0 == pytest.approx(math.hypot(5.0, 10.0))
 
 
+def test_bills_and_shares_carry_the_bound_in_proportion() -> None:
+    tables = two_boards()
+    (bill,) = tables.artifacts.rows(named=True)
+    assert (bill["energy_low_j"], bill["energy_high_j"]) == pytest.approx((380.0, 420.0))
+    for share in tables.shares.rows(named=True):
+        assert (share["share_low_j"], share["share_high_j"]) == pytest.approx((190.0, 210.0))
+
+
 def test_repeats_do_not_reduce_the_gain() -> None:
     (row,) = two_boards().summary.rows(named=True)
     assert row["student_only_j"] == pytest.approx(200.0)

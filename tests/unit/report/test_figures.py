@@ -19,6 +19,7 @@ from angelshare.report.figures import FIGURES, FORMATS, write_figures
 from angelshare.report.frontier_figure import frontier_figure
 from angelshare.report.stages_figure import stage_means, stages_figure
 from angelshare.report.style import looks
+from angelshare.report.sweeps_figure import sweeps, sweeps_figure
 
 
 def test_every_figure_in_every_format(demo_tables: Tables, tmp_path: Path) -> None:
@@ -88,6 +89,15 @@ def test_stage_means_sum_to_the_summary(demo_tables: Tables) -> None:
     assert sums.height == 3 * len(means)
     for row in sums.rows(named=True):
         assert row["energy_j"] == pytest.approx(means[row["setting"]][f"{row['view']}_j"])
+
+
+def test_a_sweep_is_what_differs_in_one_hyperparameter(
+    demo_tables: Tables, paper_tables: Tables
+) -> None:
+    (sweep,) = sweeps(demo_tables)
+    assert (sweep.hyperparameter, sweep.pipeline, sweep.student) == ("temperature", "kd", "small")
+    assert sweep.rows["temperature"].to_list() == [1.0, 2.0, 4.0]
+    assert sweeps_figure(paper_tables) is None
 
 
 def test_order_and_looks(paper_tables: Tables, demo_tables: Tables) -> None:

@@ -164,14 +164,17 @@ addEventListener("load", () => setTimeout(() => {
   pick("view", "student_only"); seen.student_only = what();
   pick("view", "one_off"); seen.one_off = what();
   const runs = document.getElementById("what-if-n");
-  runs.value = "1"; runs.dispatchEvent(new Event("input", { bubbles: true })); seen.alone = what();
-  runs.value = "1000"; runs.dispatchEvent(new Event("input", { bubbles: true })); seen.many = what();
+  const set = (input, value) => {
+    input.value = value; input.dispatchEvent(new Event("input", { bubbles: true }));
+  };
+  set(runs, "1"); seen.alone = what();
+  set(runs, "1000"); seen.many = what();
   const metric = document.getElementById("metric");
-  metric.value = "exact_match"; metric.dispatchEvent(new Event("input", { bubbles: true }));
+  set(metric, "exact_match");
   seen.metric = what();
   pick("stage-view", "one_off");
   const slider = document.getElementById("runs-n");
-  slider.value = "1"; slider.dispatchEvent(new Event("input", { bubbles: true }));
+  set(slider, "1");
   seen.one_run = document.getElementById("break-even-what").textContent;
   const head = document.querySelector("#summary-table thead th:nth-child(4) button");
   const firsts = () => document.querySelector("#summary-table tbody tr th").textContent;

@@ -7,7 +7,7 @@ from angelshare.errors import AngelshareError
 from angelshare.files import TEMPORARY_PREFIX
 from angelshare.recipes import make_recipe, recipe_key
 from angelshare.store.artifacts import ArtifactStore
-from angelshare.store.consumers import Consumer, consumer_id, foreign_consumers
+from angelshare.store.consumers import Consumer, consumer_id
 from angelshare.store.verify import leftovers, repair, verify
 
 RECIPE = make_recipe("corpus", inputs={}, decoding={"seed": 1})
@@ -168,7 +168,7 @@ def test_a_consumer_is_recorded_once_and_teams_are_told_apart(store, tmp_path):
         ("ours", 5),
         ("theirs", 7),
     ]
-    foreign = foreign_consumers(store.root, "ours", [("corpus", artifact.key), ("logits", "0")])
+    foreign = store.foreign_consumers("ours", [("corpus", artifact.key), ("logits", "0")])
     assert foreign == {artifact.key: [consumer_id("theirs", "run-key")]}
 
 
@@ -177,3 +177,21 @@ def test_files_appear_under_their_own_names(store, tmp_path):
     with artifact.as_folder() as folder:
         assert (folder / "data.parquet").read_text() == "answers 0"
     assert not folder.exists()
+
+
+def test_a_layer_is_read_where_it_lies_and_never_written(tmp_path):
+    theirs = ArtifactStore(tmp_path / "theirs")
+    original = make(theirs, tmp_path)
+    original.add_consumer(Consumer(id="1", run="kd-1", team="theirs", tokens_read=5, utc=""))
+    before = sorted(theirs.root.rglob("*"))
+
+    ours = ArtifactStore(tmp_path / "ours", [theirs.root])
+    artifact = ours.artifact("corpus", original.key)
+    assert [path.read_text() for path in artifact.paths()] == ["answers 0", "answers 1"]
+    artifact.add_consumer(Consumer(id="1", run="kd-1", team="theirs", tokens_read=5, utc=""))
+    artifact.add_consumer(Consumer(id="2", run="kd-1", team="ours", tokens_read=5, utc=""))
+    assert [c.team for c in ours.artifact("corpus", original.key).consumers()] == ["theirs", "ours"]
+    assert sorted(theirs.root.rglob("*")) == before
+
+    other = make_recipe("corpus", inputs={}, decoding={"seed": 2})
+    assert make(ours, tmp_path, recipe=other).folder.is_relative_to(ours.root)

@@ -76,7 +76,7 @@ def test_other_tokens_than_the_teachers_are_refused(
     problems: pa.Table, tokenizer_folder: Path, cache_path: Path
 ) -> None:
     rows = in_splits(problems, ["train"]).to_pylist()
-    rows[5]["messages"][1]["content"] += "1"
+    rows[5]["messages"][1]["content"] = "1" + rows[5]["messages"][1]["content"]
     changed = pa.Table.from_pylist(rows, schema=problems.schema)
     with pytest.raises(AngelshareError) as caught:
         distilled(changed, tokenizer_folder, cache_path)

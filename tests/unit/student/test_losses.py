@@ -113,7 +113,7 @@ def test_a_student_that_equals_the_teacher_is_left_alone(
     student = logits.float().requires_grad_()
     loss = topk_kl_sum(student, teacher_of(logits, k, temperature))
     loss.backward()
-    assert 0 <= loss.item() < 1e-6 * temperature**2 * len(logits)
+    assert 0 <= loss.item() < 3e-6 * temperature**2 * len(logits)
     assert student.grad.abs().max() < 1e-5 * temperature
 
 

@@ -59,10 +59,10 @@ def read_config(path: Path) -> Config:
 
 def open_store(store: Path | None, config: Path) -> ArtifactStore:
     """The store named on the command line, else the configuration's."""
-    root = store or Path(read_config(config).store.root)
-    if not root.is_dir():
-        raise AngelshareError(f"there is no store at {root}.")
-    return ArtifactStore(root)
+    opened = ArtifactStore(store) if store else read_config(config).store.open()
+    if not opened.root.is_dir():
+        raise AngelshareError(f"there is no store at {opened.root}.")
+    return opened
 
 
 def find_artifact(store: ArtifactStore, key: str) -> Artifact:
@@ -248,7 +248,7 @@ def pull_command(
     from angelshare.store.transfer import Remote, pull
 
     checked, remote = read_config(config), Remote(url)
-    store = ArtifactStore(Path(checked.store.root))
+    store = checked.store.open()
     for plan in plan_study(checked).artifacts.values():
         wanted = plan.key in keys if keys else True
         here = store.artifact(plan.kind, plan.key).manifest_path.exists()
@@ -268,7 +268,7 @@ def plan_command(config: ConfigOption = CONFIG) -> None:
     from angelshare.grid import plan_study
 
     checked = read_config(config)
-    store = ArtifactStore(Path(checked.store.root))
+    store = checked.store.open()
     study = plan_study(checked)
     table = Table("kind", "what", "key", "store", "runs", box=None)
     for plan in study.artifacts.values():

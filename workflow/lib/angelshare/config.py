@@ -23,6 +23,7 @@ from angelshare.errors import AngelshareError
 from angelshare.evaluation.settings import EvaluationSettings
 from angelshare.recipes import digest
 from angelshare.settings import Settings
+from angelshare.store.artifacts import ArtifactStore
 from angelshare.student.settings import LossSettings, StudentInit, TrainingSettings
 from angelshare.teacher.settings import CaptureSettings, DecodingSettings, DemoTeacher
 
@@ -35,6 +36,14 @@ class StoreSettings(Settings):
     team: str | None = None
     """Who this checkout's student runs belong to, in the amortisation over consumers. Null: the
     user and the checkout's folder, as a digest."""
+
+    layers: list[str] = []
+    """Stores that are read and never written, such as another group's: an artifact found there is
+    used where it lies."""
+
+    def open(self) -> ArtifactStore:
+        """The store, with its layers."""
+        return ArtifactStore(Path(self.root), [Path(layer) for layer in self.layers])
 
     def team_id(self) -> str:
         """The name under which this checkout's runs are recorded as consumers."""
@@ -281,6 +290,9 @@ def _unusable_paths(config: Config) -> Iterator[str]:
     for name, teacher in config.teachers.items():
         if isinstance(teacher, PretrainedTeacher):
             yield from _model_problem(f"teachers.{name}", teacher.model, teacher.revision)
+    for number, layer in enumerate(config.store.layers):
+        if not Path(layer).is_dir():
+            yield f"store.layers[{number}]: there is no store at {layer}."
     for where, folder in (("store.root", config.store.root), ("results", config.results)):
         nearest = Path(folder).absolute()
         while not nearest.exists():

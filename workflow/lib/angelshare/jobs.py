@@ -191,7 +191,7 @@ def job(
             yield JobContext(
                 config=checked,
                 study=plan_study(checked),
-                store=ArtifactStore(Path(checked.store.root)),
+                store=checked.store.open(),
                 window=opened,
                 report=report,
                 scratch=Path(scratch),

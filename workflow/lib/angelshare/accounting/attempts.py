@@ -8,6 +8,7 @@ null, never 0; fields that this version does not know are passed over.
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -290,8 +291,8 @@ def _carbon(record: Record) -> dict[str, Any]:
 def _components(record: Record, source: AttemptSource) -> list[dict[str, Any]]:
     """One row per device, its 95 % bound split into what is systematic on a board and the rest.
 
-    Gain and model terms are systematic (energy-sidecar/1: never reduced by repeats); what is left
-    of `u95_j` after them is independent between attempts.
+    Relative terms (gain, model, attribution) are systematic: repeats never reduce them. What is
+    left of `u95_j` after them is independent between attempts.
     """
     host = record.get("run.host", str)
     rows = []
@@ -302,12 +303,10 @@ def _components(record: Record, source: AttemptSource) -> list[dict[str, Any]]:
         terms, device = part.get("u") or {}, part.get("device") or {}
         systematic = random = None
         if energy_j is not None and u95_j is not None:
-            relative = (
-                terms.get("gain_rel95", 0.0) ** 2 + terms.get("model_rel95", 0.0) ** 2
-            ) ** 0.5
+            named = (f"{term}_rel95" for term in ("gain", "model", "attribution"))
+            relative = math.hypot(*(terms.get(name) or 0.0 for name in named))
             systematic = min(relative * energy_j, u95_j)
             random = (u95_j**2 - systematic**2) ** 0.5
-        method = str(part.get("method"))
         rows.append(
             {
                 "id": record.get("record.id", str),
@@ -319,9 +318,9 @@ def _components(record: Record, source: AttemptSource) -> list[dict[str, Any]]:
                 "kind": part.get("kind"),
                 "device": device.get("model"),
                 "quality": part.get("quality"),
-                "method": method,
+                "method": part.get("method"),
                 "attribution": part.get("attribution"),
-                "board": device.get("uuid") or f"{host}/{part['id']}/{method}",
+                "board": _board(part, host),
                 "energy_j": energy_j,
                 "systematic_j95": systematic,
                 "random_j95": random,
@@ -329,6 +328,14 @@ def _components(record: Record, source: AttemptSource) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _board(part: Mapping[str, Any], host: str) -> str:
+    """What a component's systematic error is common to: its board, or a host's estimator."""
+    if part.get("quality") == "estimated":
+        return f"{host}/{part.get('method')}"
+    uuid = (part.get("device") or {}).get("uuid")
+    return uuid or f"{host}/{part['id']}/{part.get('method')}"
 
 
 def _check_twice(attempts: pl.DataFrame) -> None:

@@ -7,7 +7,7 @@ policy; a further consumer never raises another's share. Failed attempts are par
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -212,6 +212,32 @@ def artifact_table(study: Study, bills: pl.DataFrame, shares: pl.DataFrame) -> p
             *("teams", "our_shared_j", "saved_j", "attempts", "unresolved_attempts", "co2e_g"),
         )
         .sort("kind", "key")
+    )
+
+
+def with_bounds(
+    frame: pl.DataFrame, name: str, bills: pl.DataFrame, bounds: Mapping[tuple[str, str], float]
+) -> pl.DataFrame:
+    """`frame` with `<name>_low_j` and `<name>_high_j` (95 % measurement bounds, joules).
+
+    A part of an artifact's bill is bounded in the same proportion as the bill.
+    """
+    relative = pl.DataFrame(
+        [
+            (kind, key, bounds[kind, key] / charged_j if charged_j else 0.0)
+            for kind, key, charged_j in bills.select("kind", "key", "energy_j").rows()
+        ],
+        schema={"kind": pl.String, "key": pl.String, "relative": pl.Float64},
+        orient="row",
+    )
+    value, bound = pl.col(f"{name}_j"), pl.col(f"{name}_j") * pl.col("relative")
+    return (
+        frame.join(relative, on=["kind", "key"], how="left", maintain_order="left")
+        .with_columns(
+            (value - bound).clip(0.0).alias(f"{name}_low_j"),
+            (value + bound).alias(f"{name}_high_j"),
+        )
+        .drop("relative")
     )
 
 

@@ -278,4 +278,4 @@ def _serving_reference(
 
 def _note(n_baseline: int, n_distilled: int) -> str:
     fewest = min(n_baseline, n_distilled)
-    return f"n = {fewest} < 3: interval not known well" if fewest < 3 else ""
+    return f"n = {fewest} < 3: interval hardly known" if fewest < 3 else ""

@@ -76,7 +76,7 @@ def _note(group: pl.DataFrame) -> str:
     """What the row's numbers cannot carry: too few repeats, runs without quality."""
     notes = []
     if group.height < FEW:
-        notes.append(f"n = {group.height} < {FEW}: spread not known well")
+        notes.append(f"n = {group.height} < {FEW}: spread hardly known")
     if without := group["quality"].null_count():
         notes.append(f"{without} of {group.height} runs lack a benchmark and have no quality")
     if unresolved := group["unresolved_attempts"].sum():

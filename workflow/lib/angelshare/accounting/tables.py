@@ -8,7 +8,12 @@ from pathlib import Path
 import polars as pl
 
 from angelshare.accounting.attempts import load_attempts
-from angelshare.accounting.bills import artifact_bills, artifact_table, share_table
+from angelshare.accounting.bills import (
+    artifact_bills,
+    artifact_table,
+    share_table,
+    with_bounds,
+)
 from angelshare.accounting.break_even import break_even_table
 from angelshare.accounting.frontier import frontier_table
 from angelshare.accounting.runs import benchmark_names, hyperparameter_names, run_table
@@ -50,11 +55,12 @@ def make_tables(
     exposed = exposures(study, attempts, components, bills, settings)
     runs = run_table(study, attempts, bills, shares, exposed, settings)
     summary = summary_table(runs, exposed, hyperparameter_names(study), benchmark_names(study))
+    ledger, bounds = artifact_table(study, bills, shares), exposed.artifacts
     return Tables(
         attempts=attempts,
         components=components,
-        artifacts=artifact_table(study, bills, shares),
-        shares=shares,
+        artifacts=with_bounds(ledger, "energy", bills, bounds),
+        shares=with_bounds(shares, "share", bills, bounds),
         runs=runs.sort("pipeline", "student", "setting", "dataset", "seed", "run"),
         stages=stage_table(study, attempts, shares, settings),
         summary=summary,

@@ -83,6 +83,8 @@ class Exposures:
     runs: tuple[str, ...]
     views: dict[str, Exposure]
     teacher: Exposure
+    artifacts: dict[tuple[str, str], float]
+    """The 95 % measurement bound of every artifact's bill, in joules."""
 
     def shared_draws(self, draws: int, generator: np.random.Generator) -> SharedDraws:
         """Draws of the common errors, to be used for everything that is compared."""
@@ -101,11 +103,12 @@ def exposures(
     settings: AccountingSettings,
 ) -> Exposures:
     """What every run's energy depends on, from the components of all charged attempts."""
-    terms = _terms(attempts, components).filter(~pl.col("stage").is_in(settings.apart))
+    terms = _terms(attempts, components)
     boards = sorted(terms["board"].drop_nulls().unique().to_list())
     runs = tuple(run.run for run in study.runs)
     student_stage = pl.col("stage").is_in(settings.student_stages)
-    of_runs = terms.filter(pl.col("run").is_not_null())
+    apart = pl.col("stage").is_in(settings.apart)
+    of_runs = terms.filter(pl.col("run").is_not_null() & ~apart)
     own = _Bounds.of(of_runs.filter(student_stage), ["run"], [(run,) for run in runs], boards)
     private = _Bounds.of(of_runs.filter(~student_stage), ["run"], [(run,) for run in runs], boards)
     ids = [artifact.id for artifact in study.artifacts]
@@ -131,7 +134,9 @@ def exposures(
         "amortized": view(share, True),
     }
     teachers = Exposure(teacher @ made.systematic, teacher * made.random, np.zeros(len(runs)))
-    return Exposures(runs, views, teachers)
+    squares = (made.systematic**2).sum(1) + made.random**2
+    bounds = dict(zip(ids, np.sqrt(squares).tolist(), strict=True))
+    return Exposures(runs, views, teachers, bounds)
 
 
 def _terms(attempts: pl.DataFrame, components: pl.DataFrame) -> pl.DataFrame:

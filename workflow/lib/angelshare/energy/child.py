@@ -14,6 +14,7 @@ import select
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from angelshare.energy.settings import EnergySettings
 LIBRARY = Path(angelshare.__file__).parent.parent
 START_LIMIT_S = 10.0
 CLOSE_LIMIT_S = 5.0
+REPLACEMENTS = 50
 PROGRAM = (
     f"import sys; sys.path.insert(0, {str(LIBRARY)!r}); "
     "from angelshare.energy.probes.sampler import main; main()"
@@ -32,13 +34,22 @@ PROGRAM = (
 class SamplerProcess:
     """Keeps one sampler alive for as long as the window is open."""
 
-    def __init__(self, attempt: Path, trace: Path, settings: EnergySettings, gpu: bool) -> None:
+    def __init__(
+        self,
+        attempt: Path,
+        trace: Path,
+        settings: EnergySettings,
+        *,
+        gpu: bool,
+        live: dict[str, Any],
+    ) -> None:
         module = importlib.util.find_spec("pynvml")
         path = os.pathsep.join(filter(None, (str(LIBRARY), os.environ.get("PYTHONPATH"))))
         self.orders = {
             "trace": str(trace.absolute()),
             "period_s": settings.period_s,
             "gpu": gpu,
+            "live": live,
             "pynvml": str(Path(module.origin).parent) if module and module.origin else None,
             "powercap": str(settings.powercap) if settings.cpu in ("auto", "rapl") else None,
             "closer": [sys.executable, "-m", "angelshare.energy.closing", str(attempt.absolute())],
@@ -67,10 +78,10 @@ class SamplerProcess:
         return process
 
     def _watch(self) -> None:
-        """Replace a sampler that died before its window closed."""
-        while True:
-            process = self.process
-            process.wait()
+        """Replace a sampler that died before its window closed, ever more slowly."""
+        for number in range(REPLACEMENTS):
+            self.process.wait()
+            time.sleep(min(5.0, 0.01 * 2**number))
             with self.lock:
                 if self.closing:
                     return

@@ -93,6 +93,7 @@ def close_attempt(
     )
     publish_json(attempt, record.to_json())
     text_trace(attempt).unlink(missing_ok=True)
+    Path(trace.plan["live"]).unlink(missing_ok=True)
     return record
 
 

@@ -37,6 +37,9 @@ class EnergySettings(Settings):
     dram: Literal["auto", "none"] = "auto"
     """`auto` reads RAPL's DRAM zone or estimates by codecarbon's model; `none` lists it missing."""
 
+    live: Path | None = None
+    """Folder that Prometheus' textfile collector reads; without it, the job's attempts folder."""
+
     powercap: Path = Path("/sys/class/powercap")
     """Where the kernel shows RAPL."""
 

@@ -34,6 +34,7 @@ from angelshare.energy.constants import estimator
 from angelshare.energy.machine import env_of, run_of
 from angelshare.energy.measures import Baseline, Interval, Total
 from angelshare.energy.overlaps import Presence
+from angelshare.energy.probes.rapl import find_zones
 from angelshare.energy.settings import CarbonSettings, EnergySettings
 from angelshare.energy.sidecar import Attempt, Env, Meter, Record, Run, Scope, Time, TraceFile
 from angelshare.energy.trace import read_text
@@ -83,6 +84,7 @@ class Window:
         self.work: dict[str, int] = {}
         self.sampler: SamplerProcess | None = None
         self.presence: Presence | None = None
+        self.live: Path | None = None
         self._work_sent_ns = 0
 
     def emit(self, event: str, **content: Any) -> dict[str, Any]:
@@ -115,6 +117,15 @@ class Window:
         if now_ns - self._work_sent_ns > WORK_EVERY_NS:
             self._work_sent_ns = now_ns
             self.emit("work", work=dict(self.work))
+
+    def used_j(self) -> float | None:
+        """Joules so far, a few seconds old, for a progress line; None before the first ones."""
+        try:
+            lines = self.live.read_text().splitlines() if self.live is not None else []
+        except OSError:
+            return None
+        joules = [line for line in lines if line.startswith("angelshare_energy_joules{")]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in joules) if joules else None
 
     def read(self, path: Path | str, sha256: str, producer: str | None = None) -> None:
         """Note a file that was read, its digest, and what made it."""
@@ -175,7 +186,8 @@ def _open(
     )
     run, env = run_of(job.workflow_id, job.config_sha256), env_of()
     estimated = settings.cpu in ("auto", "estimate") or settings.dram == "auto"
-    plan = {
+    live = (settings.live or job.attempts).absolute() / f"angelshare-{identity}.prom"
+    plan: dict[str, Any] = {
         "record": record.model_dump(mode="json"),
         "run": run.model_dump(mode="json"),
         "env": env.model_dump(mode="json"),
@@ -184,6 +196,7 @@ def _open(
         "carbon": plan_carbon(carbon, start_utc_ns / 1e9) if carbon is not None else None,
         "baseline": baseline.model_dump(mode="json") if baseline is not None else None,
         "gpus": job.gpus,
+        "live": str(live),
         "start_ns": start_ns,
         "start_utc_ns": start_utc_ns,
     }
@@ -192,13 +205,35 @@ def _open(
     publish_json(attempt, _running(record, run, env, start_utc_ns, start_ns, settings).to_json())
     opened = Window(attempt)
     gpu = settings.gpu == "auto" and job.gpus != 0
-    opened.sampler = SamplerProcess(attempt, text_trace(attempt), settings, gpu)
+    opened.live = live
+    opened.sampler = SamplerProcess(
+        attempt,
+        text_trace(attempt),
+        settings,
+        gpu=gpu,
+        live={
+            "path": str(live),
+            "labels": {"rule": job.rule, "stage": job.stage, "id": identity},
+            "factors": _factors(plan["estimator"], settings),
+        },
+    )
     seen = read_text(text_trace(attempt))
     zones = list(seen.zones) if settings.cpu_attribution == "whole_device" else []
     opened.presence = Presence(identity, job.rule, [*seen.gpus, *zones])
     _synchronise()
     opened.emit("open")
     return opened
+
+
+def _factors(load: dict[str, Any] | None, settings: EnergySettings) -> dict[str, float]:
+    """The load model's factors for the live figure; it is not used beside a readable RAPL."""
+    rapl = settings.cpu in ("auto", "rapl") and bool(find_zones(str(settings.powercap))[0])
+    cpu = load is not None and not rapl and settings.cpu in ("auto", "estimate")
+    dram = load is not None and not rapl and settings.dram == "auto"
+    return {
+        "cpu_j": load["cpu_tdp_w"] / load["threads"] if load and cpu else 0.0,
+        "dram_w": load["dram_w"] / load["dram_bytes"] if load and dram else 0.0,
+    }
 
 
 def _running(

@@ -1,4 +1,4 @@
-"""The figures as SVG, PDF and PNG: frontier, stage-wise breakdown, amortisation.
+"""The figures as SVG, PDF and PNG: frontier, stage-wise breakdown, amortisation, sweeps.
 
 Every figure is drawn from the tables alone. Energies share one unit per figure, chosen from the
 largest value; equal tables give equal SVG bytes (no date, fixed ids).
@@ -19,6 +19,7 @@ from angelshare.report.amortization_figure import amortization_figure
 from angelshare.report.frontier_figure import frontier_figure
 from angelshare.report.stages_figure import stages_figure
 from angelshare.report.style import FAINT, INK
+from angelshare.report.sweeps_figure import sweeps_figure
 
 FORMATS = ("svg", "png", "pdf")
 
@@ -26,6 +27,7 @@ FIGURES: dict[str, Callable[[Tables], Figure | None]] = {
     "frontier": frontier_figure,
     "stages": stages_figure,
     "amortization": amortization_figure,
+    "sweeps": sweeps_figure,
 }
 """Every figure by the name of its files; None where the tables hold nothing to draw."""
 

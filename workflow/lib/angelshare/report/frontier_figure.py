@@ -54,6 +54,7 @@ def frontier_figure(tables: Tables) -> Figure | None:
         title=_meter_note(tables.summary),
         title_fontsize=8,
     )
+    figure.draw_without_rendering()
     for axes, view in zip(panels, VIEWS, strict=True):
         _name_points(axes, table.filter(pl.col("view") == view), unit)
     return figure
@@ -113,18 +114,18 @@ def _bar(
 
 
 def _name_points(axes: Axes, rows: pl.DataFrame, unit: Unit) -> None:
+    """Name the settings; the others of a sweep by what differs, once one is named in full."""
     look = looks(rows["pipeline"])
     named = rows if rows.height <= _LABEL_ALL_UP_TO else rows.filter("on_frontier")
-    labels = [
-        Label(
-            row["energy_j"] / unit.factor,
-            row["quality"],
-            pretty(row["setting"]),
-            look[row["pipeline"]].color,
-            row["on_frontier"],
-        )
-        for row in named.sort("on_frontier", "quality", descending=True).rows(named=True)
-    ]
+    labels = []
+    full: set[str] = set()
+    for row in named.sort("on_frontier", "quality", descending=True).rows(named=True):
+        family = f"{row['pipeline']} {row['student']}"
+        short = row["setting"].removeprefix(family).strip() if family in full else ""
+        full.add(family)
+        x, color = row["energy_j"] / unit.factor, look[row["pipeline"]].color
+        text = short or pretty(row["setting"])
+        labels.append(Label(x, row["quality"], text, color, row["on_frontier"]))
     points = [(e / unit.factor, q) for e, q in rows.select("energy_j", "quality").rows()]
     place(axes, labels, points, frontier_corners(rows, unit))
 

@@ -25,7 +25,7 @@ class Label(NamedTuple):
 
 
 _DISTANCES_PT = (6.0, 10.0, 15.0, 22.0, 30.0, 40.0)
-_NEAR_PT = 16.0
+_NEAR_PT = 12.0
 """Texts farther from their point than this get a leader."""
 
 _DIRECTIONS = (
@@ -44,14 +44,14 @@ def place(
 
     `points` and the corners of `line` (of horizontal and vertical pieces) are data coordinates
     that labels keep off. Labels that had to move away get a thin leader; one that fits nowhere
-    takes the place with the least overlap.
+    takes the place with the least overlap. The figure must have been laid out (drawn) before.
     """
     figure = axes.get_figure(root=True)
     assert figure is not None
-    figure.draw_without_rendering()
     renderer = FigureCanvasAgg(figure).get_renderer()
     frame, per_point = axes.get_window_extent(), figure.dpi / 72
-    blocked = [Bbox.from_extents(*(at - 6), *(at + 6)) for at in _pixels(axes, points)]
+    marks = _pixels(axes, points)
+    blocked = [Bbox.from_extents(*(at - 6), *(at + 6)) for at in marks]
     for start, end in pairwise(_pixels(axes, line)):
         low, high = np.minimum(start, end), np.maximum(start, end)
         blocked.append(Bbox.from_extents(*(low - 1), *(high + 1)))
@@ -65,11 +65,14 @@ def place(
                 for distance in _DISTANCES_PT
                 for direction in _DIRECTIONS
             ),
-            key=lambda place: (
-                _cost(place[1], blocked, taken, frame) + 0.02 * float(np.abs(place[0]).max())
+            key=lambda place, at=at: (  # type: ignore[misc]
+                _cost(place[1], blocked, taken, frame)
+                + 0.7 * _mistakable(place[1], at, marks)
+                + 0.02 * float(np.abs(place[0]).max())
             ),
         )
-        _move(note, offset)
+        far = float(np.abs(offset).max()) > _NEAR_PT
+        _move(note, offset, leader=far or _mistakable(box, at, marks))
         taken.append(box)
 
 
@@ -93,14 +96,23 @@ def _annotate(axes: Axes, label: Label) -> Annotation:
     return note
 
 
-def _move(note: Annotation, offset: np.ndarray) -> None:
-    """Put the text at its place, with a leader where that is far."""
+def _mistakable(box: Bbox, at: np.ndarray, marks: np.ndarray) -> bool:
+    """Whether the text lies about as near to another point as to its own."""
+    nearest = np.clip(marks, (box.x0, box.y0), (box.x1, box.y1))
+    distances = np.hypot(*(marks - nearest).T)
+    own = np.hypot(*(at - np.clip(at, (box.x0, box.y0), (box.x1, box.y1))))
+    others = distances[np.abs(marks - at).max(axis=1) > 0.5]
+    return bool((others < 1.3 * own + 1).any())
+
+
+def _move(note: Annotation, offset: np.ndarray, *, leader: bool) -> None:
+    """Put the text at its place."""
     dx, dy = (float(value) for value in offset)
     note.set_position((dx, dy))
     note.set_horizontalalignment("left" if dx > 0 else "right" if dx < 0 else "center")
     note.set_verticalalignment("bottom" if dy > 0 else "top")
     assert note.arrow_patch is not None
-    note.arrow_patch.set_visible(max(abs(dx), abs(dy)) > _NEAR_PT)
+    note.arrow_patch.set_visible(leader)
 
 
 def _box(at: np.ndarray, direction: tuple[float, float], distance: float, size: Bbox) -> Bbox:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -106,15 +106,27 @@ def load(model: type[Record], path: Path) -> Record:
 
 
 class ArtifactStore:
-    """A store of artifacts at ``root``, shared by every run and team that points at it."""
+    """A store of artifacts at ``root``, shared by every run and team that points at it.
 
-    def __init__(self, root: Path) -> None:
+    ``layers`` are further stores that are read and never written. An artifact that one of them
+    holds is used where it lies; what is new, and who read what, goes to ``root``.
+    """
+
+    def __init__(self, root: Path, layers: Sequence[Path] = ()) -> None:
         self.root = root
         self.objects = ObjectStore(root)
+        self.layers = [ArtifactStore(layer) for layer in layers]
 
     def artifact(self, kind: str, key: str) -> Artifact:
         """The artifact of this kind and key, whether or not it exists yet."""
-        return Artifact(self, kind, key)
+        own = Artifact(self, kind, key)
+        if self.layers and not own.manifest_path.exists():
+            for layer in self.layers:
+                found = Artifact(layer, kind, key)
+                if found.manifest_path.exists():
+                    found.consumers_folders.append(own.consumers_folders[0])
+                    return found
+        return own
 
     def artifacts(self) -> Iterator[Artifact]:
         """Every artifact that has a receipt or manifest, in order of kind and key."""
@@ -123,6 +135,23 @@ class ArtifactStore:
                 any((folder / "parts").glob("*.json")) or (folder / "manifest.json").is_file()
             ):
                 yield Artifact(self, folder.parent.name, folder.name)
+
+    def foreign_consumers(
+        self, team: str, artifacts: Iterable[tuple[str, str]]
+    ) -> dict[str, list[str]]:
+        """The consumers that other teams recorded, by artifact key; keys without any left out.
+
+        This team's own runs are inputs of its accounting anyway; other teams' runs are not, and a
+        change among them is what makes the tables stale.
+
+        Args:
+            artifacts: kind and key of each artifact of the study.
+        """
+        found = {
+            key: sorted(c.id for c in self.artifact(kind, key).consumers() if c.team != team)
+            for kind, key in artifacts
+        }
+        return {key: consumers for key, consumers in found.items() if consumers}
 
 
 class Artifact:
@@ -135,7 +164,8 @@ class Artifact:
         self.folder = store.root / kind / key
         self.manifest_path = self.folder / "manifest.json"
         self.attempts = self.folder / "attempts"
-        self.consumers_folder = self.folder / "consumers"
+        self.consumers_folders = [self.folder / "consumers"]
+        """Where consumers are recorded; the last one takes new records."""
 
     def __str__(self) -> str:
         return f"{self.kind}/{self.key[:12]}"
@@ -290,13 +320,14 @@ class Artifact:
 
     def add_consumer(self, consumer: Consumer) -> None:
         """Record that a student run read this artifact; once, however often the run is repeated."""
-        path = self.consumers_folder / f"{consumer.id}.json"
-        if not path.exists():
-            publish_json(path, consumer.model_dump())
+        name = f"{consumer.id}.json"
+        if not any((folder / name).exists() for folder in self.consumers_folders):
+            publish_json(self.consumers_folders[-1] / name, consumer.model_dump())
 
     def consumers(self) -> list[Consumer]:
         """Every run, of every team, that read this artifact."""
-        return [load(Consumer, path) for path in sorted(self.consumers_folder.glob("*.json"))]
+        paths = [path for folder in self.consumers_folders for path in folder.glob("*.json")]
+        return [load(Consumer, path) for path in sorted(paths, key=lambda path: path.name)]
 
 
 def content_digest(parts: list[Receipt]) -> str:

@@ -136,7 +136,7 @@ def _last_use_s(artifact: Artifact) -> float:
     files = [
         artifact.manifest_path,
         *(artifact.folder / "parts").glob("*.json"),
-        *artifact.consumers_folder.glob("*.json"),
+        *artifact.consumers_folders[0].glob("*.json"),
     ]
     return max((path.stat().st_mtime for path in files if path.exists()), default=0.0)
 

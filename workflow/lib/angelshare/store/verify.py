@@ -29,7 +29,7 @@ class Fault:
 
     def __str__(self) -> str:
         where = "manifest" if self.part is None else f"part {self.part}"
-        consumers = len(list(self.artifact.consumers_folder.glob("*.json")))
+        consumers = len(self.artifact.consumers())
         return (
             f"{self.artifact.kind} {self.artifact.key}, {where} "
             f"(read by {consumers} student run{'' if consumers == 1 else 's'}): {self.text}"

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from transformers import (
@@ -16,25 +14,12 @@ from transformers import (
     PreTrainedTokenizerBase,
     set_seed,
 )
-from transformers.utils import logging
 
 from angelshare.data.tokenizer import save_tokenizer
 from angelshare.errors import AngelshareError
 from angelshare.files import TEMPORARY_PREFIX, sync_folder
 from angelshare.student.settings import PretrainedStudent, ScratchStudent
 from angelshare.teacher.models import load_causal_lm, save_model
-
-
-@contextmanager
-def without_progress_bars() -> Iterator[None]:
-    """Keep transformers from drawing bars for the files it reads and writes."""
-    drawn = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if drawn:
-            logging.enable_progress_bar()
 
 
 def make_student(
@@ -71,6 +56,7 @@ def _config(
         num_hidden_layers=init.layers,
         num_attention_heads=init.heads,
         max_position_embeddings=max_length,
+        rope_parameters={"rope_type": "default", "rope_theta": init.rope_theta},
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

@@ -19,7 +19,10 @@ class ScratchStudent(Settings):
     heads: int = Field(gt=0)
     """Attention heads; must divide ``hidden_size`` into an even number of dimensions each."""
     intermediate_size: int = Field(gt=0)
-    """Width of the feed-forward layer."""
+    """Width of the gated feed-forward layer."""
+    rope_theta: float = Field(default=10_000.0, gt=0)
+    """Base of the rotary position frequencies; sequences of tens of tokens are learnt much faster
+    with a few hundred."""
 
     @model_validator(mode="after")
     def _whole_heads(self) -> ScratchStudent:

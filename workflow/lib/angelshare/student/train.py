@@ -47,7 +47,6 @@ from angelshare.student.models import (
     make_student,
     pad_token_id,
     publish_model,
-    without_progress_bars,
 )
 from angelshare.student.optimizers import make_optimizer
 from angelshare.student.settings import (
@@ -58,7 +57,7 @@ from angelshare.student.settings import (
 )
 from angelshare.student.trainer import StudentTrainer, mean_cross_entropy
 from angelshare.teacher.cache import LogitCache
-from angelshare.teacher.models import load_causal_lm, load_tokenizer
+from angelshare.teacher.models import load_causal_lm, load_tokenizer, without_progress_bars
 
 LOGS_PER_EVALUATION = 5
 

@@ -1,4 +1,4 @@
-"""The demo teacher: a small OLMo-2 that learns word problems in about two CPU-minutes.
+"""The demo teacher: a small OLMo-2 that learns word problems in about a CPU-minute.
 
 It stands in for a downloaded teacher where no hub can be reached. Muon (momentum orthogonalised by
 Newton-Schulz steps, https://kellerjordan.github.io/posts/muon/) on the layers' matrices is
@@ -12,6 +12,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,6 +51,33 @@ class DemoTeacherStats:
     """Weighted cross-entropy of the last batch, in nats."""
 
 
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A private file from which a killed run of the same settings goes on."""
+
+    path: Path
+    """Where it is."""
+    identity: str
+    """What the run is; another run's file is not used."""
+
+    def save(self, step: int, parts: Sequence[Any]) -> None:
+        """Publish the state of ``parts`` after ``step`` steps."""
+        states = [part.state_dict() for part in parts]
+        with publishing(self.path) as temporary:
+            torch.save({"step": step, "identity": self.identity, "states": states}, temporary)
+
+    def resume(self, parts: Sequence[Any]) -> int:
+        """Load this run's state, if there is one, into ``parts``; the steps it had done."""
+        if not self.path.is_file():
+            return 0
+        saved = torch.load(self.path, weights_only=True)
+        if saved["identity"] != self.identity:
+            return 0
+        for part, state in zip(parts, saved["states"], strict=True):
+            part.load_state_dict(state)
+        return int(saved["step"])
+
+
 def train_demo_teacher(
     settings: DemoTeacher,
     problems: WordProblems,
@@ -69,7 +97,9 @@ def train_demo_teacher(
     trained_tokenizer = problem_tokenizer(tokenizer, problems)
     sequences = [_encode(trained_tokenizer, problem, settings.max_length) for problem in sample]
     model = _new_model(settings, trained_tokenizer)
-    stats = _train(model, sequences, settings, checkpoints, progress, count)
+    identity = "\n".join(part.model_dump_json() for part in (settings, problems, tokenizer))
+    checkpoint = Checkpoint(checkpoints / CHECKPOINT, identity)
+    stats = _train(model, sequences, settings, checkpoint, progress, count)
     save_model(model, out)
     save_tokenizer(trained_tokenizer, out)
     return stats
@@ -121,7 +151,7 @@ def _train(
     model: PreTrainedModel,
     sequences: Sequence[Encoded],
     settings: DemoTeacher,
-    checkpoints: Path,
+    checkpoint: Checkpoint,
     progress: Progress,
     count: Callable[..., None],
 ) -> DemoTeacherStats:
@@ -131,7 +161,7 @@ def _train(
         for optimizer in optimizers
     ]
     parts = [model, *optimizers, *schedules]
-    done = _resume(checkpoints / CHECKPOINT, settings, parts)
+    done = checkpoint.resume(parts)
     lengths = [len(sequence.input_ids) for sequence in sequences]
     batches = _batches(len(sequences), settings)
     trained, loss = 0, 0.0
@@ -155,7 +185,7 @@ def _train(
         count(trained=tokens)
         progress(step + 1, settings.steps, f"loss {loss:.3f}")
         if (step + 1) % settings.checkpoint_steps == 0 and step + 1 < settings.steps:
-            _checkpoint(checkpoints / CHECKPOINT, step + 1, settings, parts)
+            checkpoint.save(step + 1, parts)
     return DemoTeacherStats(steps=settings.steps, trained_tokens=trained, last_loss=loss)
 
 
@@ -193,10 +223,7 @@ def _batches(rows: int, settings: DemoTeacher) -> list[list[int]]:
 
 
 def _slices(batch: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
-    """The batch in three passes of alike lengths: little padding, and still a mixed batch.
-
-    Batches of alike lengths throughout need less padding yet, but learn much worse.
-    """
+    """The batch in three passes of alike lengths: little padding, and still a mixed batch."""
     ordered = sorted(batch, key=lambda row: lengths[row])
     size = -(-len(ordered) // SLICES)
     return [ordered[begin : begin + size] for begin in range(0, len(ordered), size)]
@@ -221,25 +248,3 @@ def _weighted_loss_sum(model: PreTrainedModel, ids_BT: Tensor, weights_BT: Tenso
     logits_BTV = model(input_ids=ids_BT, use_cache=False).logits[:, :-1]
     losses = cross_entropy(logits_BTV.flatten(0, 1), ids_BT[:, 1:].flatten(), reduction="none")
     return (losses * weights_BT[:, 1:].flatten()).sum()
-
-
-def _checkpoint(path: Path, step: int, settings: DemoTeacher, parts: Sequence) -> None:
-    state = {
-        "step": step,
-        "settings": settings.model_dump_json(),
-        "parts": [part.state_dict() for part in parts],
-    }
-    with publishing(path) as temporary:
-        torch.save(state, temporary)
-
-
-def _resume(path: Path, settings: DemoTeacher, parts: Sequence) -> int:
-    """Load a checkpoint of these very settings into ``parts``; the number of steps it had done."""
-    if not path.is_file():
-        return 0
-    state = torch.load(path, weights_only=True)
-    if state["settings"] != settings.model_dump_json():
-        return 0
-    for part, saved in zip(parts, state["parts"], strict=True):
-        part.load_state_dict(saved)
-    return int(state["step"])

@@ -16,9 +16,9 @@ class DemoTeacher(Settings):
     """Decides the initial weights and the order of the problems."""
     problems: int = Field(default=20000, gt=0)
     """Different training problems, none of them in the dataset."""
-    steps: int = Field(default=400, gt=0)
+    steps: int = Field(default=900, gt=0)
     """Optimizer steps."""
-    batch_size: int = Field(default=48, gt=0)
+    batch_size: int = Field(default=24, gt=0)
     """Problems per step."""
     hidden_size: int = Field(default=128, gt=0, multiple_of=8)
     """Width of the residual stream."""

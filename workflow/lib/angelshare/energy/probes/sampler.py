@@ -27,6 +27,7 @@ import time
 from typing import Any
 
 from angelshare.energy.probes import nvml, rapl
+from angelshare.energy.probes.live import Live
 from angelshare.energy.probes.process_tree import (
     ProcessTree,
     machine_busy_s,
@@ -56,6 +57,7 @@ class Sampler:
             self.zones, more = rapl.find_zones(orders["powercap"])
             remarks += more
         self.synced_ns = time.monotonic_ns()
+        self.live = Live(**orders["live"])
         self.write(
             k="header",
             t=time.monotonic_ns(),
@@ -74,6 +76,8 @@ class Sampler:
         """Read everything once; returns the GPUs' counters."""
         rows = [gpu.sample() for gpu in self.gpus]
         cpu_s, resident_bytes = self.tree.sample()
+        busy_s = machine_busy_s()
+        counters = [zone.read() for zone in self.zones]
         now_ns = time.monotonic_ns()
         self.write(
             k="s",
@@ -81,12 +85,20 @@ class Sampler:
             utc=time.time_ns(),
             boot=time.clock_gettime_ns(time.CLOCK_BOOTTIME),
             cpu=round(cpu_s, 3),
-            busy=round(machine_busy_s(), 3),
+            busy=round(busy_s, 3),
             rss=resident_bytes,
             used=machine_used_bytes(),
             gpu=rows,
-            rapl=[zone.read() for zone in self.zones],
+            rapl=counters,
         )
+        gpus = [
+            (f"gpu{gpu.index}", row[2], row[5]) for gpu, row in zip(self.gpus, rows, strict=True)
+        ]
+        zones = [
+            (zone.id, zone.range_uj, value)
+            for zone, value in zip(self.zones, counters, strict=True)
+        ]
+        self.live.sample(now_ns / 1e9, (cpu_s, busy_s, resident_bytes), gpus, zones)
         if now_ns - self.synced_ns > SYNC_EVERY_NS:
             os.fdatasync(self.trace)
             self.synced_ns = now_ns
@@ -140,6 +152,7 @@ class Sampler:
         )
         os.fdatasync(self.trace)
         os.close(self.trace)
+        self.live.remove()
 
 
 def _peak_bytes() -> int:

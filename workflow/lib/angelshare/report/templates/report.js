@@ -201,6 +201,11 @@ byId("frontier-controls").addEventListener("input", (event) => {
 byId("stages-controls").addEventListener("input", drawStages);
 document.querySelectorAll("form").forEach((form) => form.addEventListener("submit", (event) => event.preventDefault()));
 document.querySelectorAll("table").forEach(sortable);
+/* Charts are as wide as the window; on paper, as wide as the page. */
+const widths = (width) => document.querySelectorAll(".js-plotly-plot").forEach((chart) =>
+  Plotly.relayout(chart, width ? { width } : { width: null, autosize: true }));
+addEventListener("beforeprint", () => widths(680));
+addEventListener("afterprint", () => widths(0));
 drawFrontier();
 drawStages();
 if (study.breakEven.length) {

@@ -1,0 +1,108 @@
+"""Quality and energy against each hyperparameter that a sweep varies, other things equal."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from angelshare.accounting.names import pretty
+from angelshare.accounting.tables import Tables
+from angelshare.accounting.units import Unit, energy_unit
+from angelshare.report.axes import PLAIN, students_by_size
+from angelshare.report.style import looks
+
+_DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
+
+
+class Sweep(NamedTuple):
+    """Settings of one pipeline and student that differ in one hyperparameter alone."""
+
+    hyperparameter: str
+    pipeline: str
+    student: str
+    rows: pl.DataFrame
+
+
+def sweeps(tables: Tables) -> list[Sweep]:
+    """Every series of at least two settings that differ in one numeric hyperparameter."""
+    summary = tables.summary
+    names = summary.columns[summary.columns.index("student") + 1 : summary.columns.index("setting")]
+    found = []
+    for name in names:
+        if summary.schema[name] != pl.Float64:
+            continue
+        others = [other for other in names if other != name]
+        known = summary.filter(pl.col(name).is_not_null()).sort(
+            "pipeline", "student", *others, name
+        )
+        for _, rows in known.group_by("pipeline", "student", *others, maintain_order=True):
+            if rows[name].n_unique() > 1:
+                found.append(Sweep(name, rows["pipeline"][0], rows["student"][0], rows))
+    return found
+
+
+def sweeps_figure(tables: Tables) -> Figure | None:
+    """A column per hyperparameter: quality above, student-only energy below, 95 % bars."""
+    series = sweeps(tables)
+    if not series:
+        return None
+    names = list(dict.fromkeys(sweep.hyperparameter for sweep in series))
+    unit = energy_unit(pl.concat([sweep.rows["student_only_j"] for sweep in series]))
+    figure = Figure(figsize=(1.6 + 3.2 * len(names), 5.0), layout="constrained")
+    panels = figure.subplots(2, len(names), squeeze=False, sharex="col", sharey="row")
+    students = students_by_size(tables)
+    for column, name in enumerate(names):
+        for sweep in series:
+            if sweep.hyperparameter == name:
+                _line(panels[0, column], sweep, "quality", Unit("", 1.0), students)
+                _line(panels[1, column], sweep, "student_only_j", unit, students)
+        values = sorted({v for s in series if s.hyperparameter == name for v in s.rows[name]})
+        panels[1, column].set_xticks(values)
+        panels[1, column].xaxis.set_major_formatter(PLAIN)
+        panels[1, column].set_xlabel(name.replace("_", " "))
+        panels[1, column].yaxis.set_major_formatter(PLAIN)
+    panels[0, 0].set_ylabel("quality")
+    panels[1, 0].set_ylabel(f"student-only energy ({unit.name})")
+    panels[1, 0].set_ylim(bottom=0)
+    figure.legend(handles=_legend(series, students), loc="outside lower center", ncols=6)
+    return figure
+
+
+def _line(axes: Axes, sweep: Sweep, measure: str, unit: Unit, students: list[str]) -> None:
+    rows = sweep.rows.filter(pl.col(measure).is_not_null())
+    look = looks([sweep.pipeline])[sweep.pipeline]
+    value = rows[measure].to_numpy() / unit.factor
+    low, high = (
+        rows[f"{measure}_{end}"].cast(pl.Float64).to_numpy() / unit.factor
+        for end in ("low", "high")
+    )
+    bars = np.nan_to_num(np.stack([value - low, high - value]))
+    axes.errorbar(
+        rows[sweep.hyperparameter].to_numpy(),
+        value,
+        yerr=bars,
+        fmt=look.marker,
+        ls=_DASHES[students.index(sweep.student) % len(_DASHES)],
+        color=look.color,
+        ms=5,
+        lw=1.3,
+        elinewidth=0.8,
+    )
+
+
+def _legend(series: list[Sweep], students: list[str]) -> list[Line2D]:
+    pairs = dict.fromkeys((sweep.pipeline, sweep.student) for sweep in series)
+    handles = []
+    for pipeline, student in pairs:
+        look = looks([pipeline])[pipeline]
+        style = _DASHES[students.index(student) % len(_DASHES)]
+        label = pretty(f"{pipeline} {student}")
+        handles.append(
+            Line2D([], [], color=look.color, marker=look.marker, ls=style, ms=5, label=label)
+        )
+    return handles
