@@ -37,10 +37,10 @@ rule all_frontiers:
     default_target: True
     input:
         "<results>/report.html",
-        [manifest(plan) for plan in STUDY.artifacts.values()],
+        study_artifacts(),
 
 
 # The shared teacher artifacts alone, for a team that only wants to fill the store.
 rule all_artifacts:
     input:
-        [manifest(plan) for plan in STUDY.artifacts.values()],
+        study_artifacts(),

@@ -24,9 +24,10 @@ rule prerun:
         energy="<results>/prerun/energy.json",
     log:
         "<logs>/prerun.log",
+    # First, and alone: nothing else may run beside an idle measurement.
+    priority: 100
     conda:
         "../environment.yml"
-    # Nothing else may run beside an idle measurement.
     threads: workflow.cores or 1
     message:
         "look at the machine and its meters"

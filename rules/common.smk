@@ -39,14 +39,34 @@ wildcard_constraints:
     run="[A-Za-z0-9_.-]+",
 
 
-# Every edge that reads from the store is ancient: a path there holds the key of a recipe, so a
-# younger modification time (a copy, an rsync, a clone) says nothing about its content, which is
-# checked by digest when it is read.
+# Two things keep a store's content from being made twice. Every edge that reads from the store is
+# ancient: a path there holds the key of a recipe, so a younger modification time (a copy, an rsync,
+# a clone) says nothing about its content, which is checked by digest when it is read. And work that
+# is done has no edges any more: a missing manifest upstream is sealed again, alone.
 def manifest(plan: ArtifactPlan):
     """The manifest of an artifact, as an input that modification times never invalidate."""
     home = ARTIFACTS.artifact(plan.kind, plan.key).store
     root = "<store>" if home is ARTIFACTS else home.root
     return ancient(f"{root}/{plan.kind}/{plan.key}/manifest.json")
+
+
+def receipts(plan: ArtifactPlan) -> list:
+    """The receipts of an artifact's parts, likewise."""
+    folder = f"<store>/{plan.kind}/{plan.key}/parts"
+    return [ancient(f"{folder}/{part:05d}.json") for part in range(plan.parts)]
+
+
+def needed_by(product: Path, inputs: list) -> list:
+    """The inputs of a job whose product is still to be made; none once it is there."""
+    return [] if product.exists() else inputs
+
+
+def study_artifacts() -> list:
+    """Everything the study needs in the store: what a layer holds is sealed there."""
+    own = [p for p in STUDY.artifacts.values() if ARTIFACTS.owns(p.kind, p.key)]
+    return [manifest(plan) for plan in STUDY.artifacts.values()] + [
+        receipt for plan in own for receipt in receipts(plan)
+    ]
 
 
 def artifact_recipe(wildcards) -> dict:
@@ -55,15 +75,32 @@ def artifact_recipe(wildcards) -> dict:
 
 
 def artifact_inputs(wildcards) -> list:
-    """The manifests an artifact is made from."""
-    return [manifest(plan) for plan in STUDY.artifacts[wildcards.key].inputs.values()]
+    """The manifests that a part of an artifact is made from."""
+    plan = STUDY.artifacts[wildcards.key]
+    receipt = ARTIFACTS.artifact(plan.kind, plan.key).receipt_path(int(wildcards.part))
+    return needed_by(receipt, [manifest(upstream) for upstream in plan.inputs.values()])
 
 
 def artifact_receipts(wildcards) -> list:
-    """The receipts of all parts of an artifact."""
+    """The receipts that an artifact is sealed from."""
     plan = STUDY.artifacts[wildcards.key]
-    folder = f"<store>/{plan.kind}/{plan.key}/parts"
-    return [ancient(f"{folder}/{part:05d}.json") for part in range(plan.parts)]
+    return needed_by(
+        ARTIFACTS.artifact(plan.kind, plan.key).manifest_path, receipts(plan)
+    )
+
+
+def run_inputs(wildcards) -> list:
+    """The manifests that a student is trained from."""
+    run = STUDY.runs[wildcards.run]
+    trained = Path(CONFIG.results, "students", run.name, "training.json")
+    return needed_by(trained, [manifest(plan) for plan in run.inputs.values()])
+
+
+def evaluation_inputs(wildcards) -> list:
+    """The manifest of the data that a student is scored on."""
+    run = STUDY.runs[wildcards.run]
+    scores = Path(CONFIG.results, "scores", f"{run.name}.json")
+    return needed_by(scores, [manifest(run.inputs["dataset"])])
 
 
 def run_recipe(wildcards) -> dict:
@@ -80,12 +117,13 @@ def evaluation_recipe(wildcards) -> dict:
 
 
 def accounting_recipe(wildcards) -> dict:
-    """What the tables depend on besides their inputs: the analysis' settings, and the consumers
-    that other teams added to the shared artifacts since."""
+    """What the tables depend on besides their inputs: which runs, the analysis' settings, and the
+    consumers that other teams added to the shared artifacts since."""
     artifacts = [(plan.kind, plan.key) for plan in STUDY.artifacts.values()]
     team = CONFIG.store.team_id()
     return canonical(
         {
+            "runs": sorted(STUDY.runs),
             "accounting": CONFIG.accounting.model_dump(),
             "foreign_consumers": ARTIFACTS.foreign_consumers(team, artifacts),
         }

@@ -6,8 +6,6 @@
 
 
 rule prepare_dataset:
-    input:
-        machine=ancient("<results>/prerun/machine.json"),
     output:
         receipt=update("<store>/dataset/{key}/parts/{part}.json"),
         energy=update("<store>/dataset/{key}/parts/{part}.energy.json"),
@@ -24,8 +22,6 @@ rule prepare_dataset:
 
 
 rule train_tokenizer:
-    input:
-        machine=ancient("<results>/prerun/machine.json"),
     output:
         receipt=update("<store>/tokenizer/{key}/parts/{part}.json"),
         energy=update("<store>/tokenizer/{key}/parts/{part}.energy.json"),

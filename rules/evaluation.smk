@@ -7,7 +7,7 @@
 
 rule evaluate_student:
     input:
-        lambda wildcards: manifest(STUDY.runs[wildcards.run].inputs["dataset"]),
+        evaluation_inputs,
         model="<results>/students/{run}/model",
         training="<results>/students/{run}/training.json",
     output:

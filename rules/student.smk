@@ -7,10 +7,7 @@
 
 rule train_student:
     input:
-        lambda wildcards: [
-            manifest(p) for p in STUDY.runs[wildcards.run].inputs.values()
-        ],
-        machine=ancient("<results>/prerun/machine.json"),
+        run_inputs,
     output:
         model=directory("<results>/students/{run}/model"),
         training="<results>/students/{run}/training.json",

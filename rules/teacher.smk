@@ -9,7 +9,6 @@
 rule demo_teacher:
     input:
         artifact_inputs,
-        machine=ancient("<results>/prerun/machine.json"),
     output:
         receipt=update("<store>/model/{key}/parts/{part}.json"),
         energy=update("<store>/model/{key}/parts/{part}.energy.json"),
@@ -32,7 +31,6 @@ rule demo_teacher:
 rule capture_logits:
     input:
         artifact_inputs,
-        machine=ancient("<results>/prerun/machine.json"),
     output:
         receipt=update("<store>/logits/{key}/parts/{part}.json"),
         energy=update("<store>/logits/{key}/parts/{part}.energy.json"),
@@ -55,7 +53,6 @@ rule capture_logits:
 rule generate_corpus:
     input:
         artifact_inputs,
-        machine=ancient("<results>/prerun/machine.json"),
     output:
         receipt=update("<store>/corpus/{key}/parts/{part}.json"),
         energy=update("<store>/corpus/{key}/parts/{part}.energy.json"),
@@ -78,7 +75,6 @@ rule generate_corpus:
 rule evaluate_teacher:
     input:
         artifact_inputs,
-        machine=ancient("<results>/prerun/machine.json"),
     output:
         receipt=update("<store>/scores/{key}/parts/{part}.json"),
         energy=update("<store>/scores/{key}/parts/{part}.energy.json"),

@@ -113,22 +113,27 @@ def test_a_lost_object_is_named_repaired_and_made_again_alone(checkout):
     checkout.run("angelshare", "verify", "--repair")
 
     planned = checkout.planned("all_frontiers")
-    assert teacher_jobs(planned) == {"generate_corpus": 1, "seal": 1}
+    assert teacher_jobs(planned) == {"generate_corpus": 1}
     checkout.snakemake("all_frontiers")
     assert json.loads(path.read_text()) == receipt
     assert lost.exists()
     assert "are whole" in checkout.run("angelshare", "verify")
 
 
-def test_a_repaired_part_is_remade_even_when_nothing_else_needs_it(checkout):
+def test_a_part_without_a_receipt_is_made_again_alone(checkout):
     (path,) = checkout.folder.glob("artifacts/logits/*/parts/00000.json")
-    (checkout.folder / "artifacts" / "logits" / path.parts[-3] / "manifest.json").unlink()
     path.unlink()
-    assert checkout.planned("all_frontiers") == {
-        "all_frontiers": 1,
-        "capture_logits": 1,
-        "seal": 1,
-    }
+    assert checkout.planned("all_frontiers") == {"all_frontiers": 1, "capture_logits": 1}
+
+
+def test_a_lost_manifest_upstream_is_sealed_again_alone(checkout):
+    for kind in ("dataset", "tokenizer", "model"):
+        (path,) = checkout.folder.glob(f"artifacts/{kind}/*/manifest.json")
+        path.unlink()
+    planned = checkout.planned("all_frontiers")
+    assert planned == {"all_frontiers": 1, "seal": 3, "account": 1, "frontiers": 1}
+    edit_grid(checkout, "kd", alpha=[0.3])
+    assert teacher_jobs(checkout.planned("all_frontiers")) == {"seal": 3}
 
 
 def test_bad_configuration_stops_before_any_job(checkout):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from studies import sidecar
 
 from angelshare.accounting.attempts import Record, attempt_frames
+from angelshare.accounting.findings import findings
 from angelshare.accounting.frontier import non_dominated
 from angelshare.accounting.settings import AccountingSettings
 from angelshare.accounting.study import AttemptSource, Run, Score, Study
@@ -86,6 +87,25 @@ def test_two_settings_by_hand() -> None:
     rows = one_view(tables_of({"a": [(10.0, 0.50)], "b": [(20.0, 0.52)]}, stderr=0.02 / 2**0.5))
     assert rows["a"]["membership_probability"] == 1.0
     assert float(str(rows["b"]["membership_probability"])) == pytest.approx(0.8413, abs=0.02)
+
+
+def test_settings_on_other_datasets_are_marked() -> None:
+    runs = (Run("a", "sft", "s", "x", 0), Run("b", "sft", "s", "y", 0), Run("c", "kd", "s", "x", 0))
+    pairs = [
+        (
+            Record(Path(f"{run.run}.json"), sidecar(run.run, "student_train", 5.0)),
+            AttemptSource(Path(run.run), run.run),
+        )
+        for run in runs
+    ]
+    scores = tuple(Score(run.run, "b", 0.5, None, 1.0) for run in runs)
+    study = Study("us", runs, (), scores)
+    tables = make_tables(study, *attempt_frames(pairs), AccountingSettings(draws=200))
+    notes = dict(tables.summary.select("setting", "note").rows())
+    assert notes["kd s"].endswith("on x only")
+    assert "only" not in notes["sft s"]
+    assert tables.runs["quality_stderr"].null_count() == 3
+    assert any("same datasets" in finding.text for finding in findings(tables))
 
 
 def test_a_run_without_a_benchmark_is_not_on_the_frontier() -> None:

@@ -72,6 +72,9 @@ def test_no_interval_where_nothing_was_repeated_or_bounded(tables: Tables) -> No
     for column in ("n_star_low", "n_star_high", "gap_low_j"):
         assert tables.break_even[column].null_count() == 6
     assert tables.frontier["membership_probability"].null_count() == tables.frontier.height
+    assert tables.summary.schema["one_off_j_u95"] == pl.Float64
+    assert tables.summary["one_off_j_u95"].null_count() == 9
+    assert tables.runs["one_off_high_j"].null_count() == 9
     assert set(tables.summary["note"]) == {"n = 1 < 3: spread hardly known"}
 
 

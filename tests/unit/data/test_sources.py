@@ -129,3 +129,9 @@ def test_the_source_field_decides_the_settings() -> None:
     assert adapter.validate_python({"source": "word_problems"}) == WordProblems()
     with pytest.raises(ValidationError, match="revision"):
         adapter.validate_python({"source": "hub", "name": "a/b", "revision": "main"})
+
+
+def test_a_damaged_parquet_file_is_named(tmp_path) -> None:
+    (tmp_path / "rows.parquet").write_bytes(b"not parquet")
+    with pytest.raises(AngelshareError, match=r"rows\.parquet: not a readable Parquet file"):
+        load_source(FileSource(source="file", path=str(tmp_path / "rows.parquet")))

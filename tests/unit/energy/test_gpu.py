@@ -179,3 +179,17 @@ def test_contiguous_stretches_add_up(cuts: list[float], phase_s: float, length_s
     parts = [between(found.curve, a, b) for a, b in pairwise(marks)]
     assert all(part >= 0 for part in parts)
     assert sum(parts) == pytest.approx(found.component.energy_j)
+
+
+def test_a_trace_that_breaks_off_says_what_it_did_not_see() -> None:
+    trace = trace_of(Gpu(constant(500.0), 20.0), -0.004, 20.004)
+    trace.events = [event for event in trace.events if event["e"] == "open"]
+    trace.samples = [sample for sample in trace.samples if sample.t_ns < 10 * 10**9]
+    assert trace.broken_off
+    component = measure_gpu(trace, UUID, SETTINGS, None).component
+    assert component.u is not None
+    assert (component.u.gap_j95 or 0.0) >= 0.5 * 500.0 * 0.99
+
+
+def test_a_window_too_short_to_compare_is_not_compared() -> None:
+    assert measured(Gpu(constant(500.0), 1.0)).component.crosscheck is None

@@ -80,6 +80,9 @@ def test_only_the_jobs_gpus_are_charged(
     assert gpus(record)[0].power is not None
     assert gpus(record)[0].power.avg_w == pytest.approx(200, rel=0.05)
     assert gpus(measured(job(gpus=0), seconds=0.1)) == []
+    given = measured(job(gpus=1), seconds=0.2)
+    assert len(gpus(given)) == 2
+    assert "more_gpus_than_given" in {warning.code for warning in given.warnings or []}
 
 
 def test_promised_gpus_that_are_not_there_are_missing(job: JobMaker) -> None:
@@ -157,7 +160,7 @@ def test_prerun_measures_idle_and_tick(nvml: Nvml) -> None:
     row = found["devices"][0]
     assert row["meter"] == "nvml_counter"
     assert row["tick_ms"] == pytest.approx(50, abs=25)
-    assert row["agreement_ok"] is True
+    assert row["agreement_ok"] is None, "half a second is too short to compare"
 
 
 def test_telemetry_is_in_the_trace(nvml: Nvml, job: JobMaker) -> None:

@@ -90,10 +90,12 @@ def test_a_damaged_object_stops_the_reader_and_repair_mends_it(store, tmp_path, 
     faults = verify(store)
     assert [(fault.artifact.key, fault.part) for fault in faults] == [(artifact.key, 1)]
     repair(faults)
-    assert verify(store) == []
+    (left,) = verify(store)
+    assert "makes this part again" in str(left)
     assert artifact.adopt(0) is not None
     assert artifact.adopt(1) is None
     assert make(store, tmp_path).manifest() == intact
+    assert verify(store) == []
 
 
 def test_putting_the_same_bytes_over_a_damaged_object_mends_it(store, tmp_path):
@@ -111,7 +113,7 @@ def test_damaged_receipts_and_manifests_are_found(store, tmp_path):
     receipt = json.loads(path.read_text())
     receipt["files"][0]["name"] = "../../etc/passwd"
     path.write_text(json.dumps(receipt))
-    assert {fault.part for fault in verify(store)} == {0, None}
+    assert [fault.part for fault in verify(store)] == [0]
     with pytest.raises(AngelshareError, match=r"files\.0\.name"):
         artifact.seal(RECIPE, 2)
 

@@ -13,7 +13,7 @@ from angelshare.data.tables import in_splits
 from angelshare.data.tokenizer import save_tokenizer
 from angelshare.errors import AngelshareError
 from angelshare.teacher.cache import LogitCache
-from angelshare.teacher.logits import capture_logits
+from angelshare.teacher.logits import _windows, capture_logits
 from angelshare.teacher.models import load_causal_lm, load_tokenizer, save_model
 from angelshare.teacher.settings import CaptureSettings
 
@@ -82,6 +82,12 @@ def test_the_batch_size_does_not_show(model_dir, labelled, tmp_path, monkeypatch
     for index in range(len(one)):
         np.testing.assert_array_equal(one.row(index).token_ids, other.row(index).token_ids)
         np.testing.assert_allclose(one.row(index).logits, other.row(index).logits, atol=1e-5)
+
+
+def test_batches_hold_alike_lengths_within_their_tokens(monkeypatch) -> None:
+    monkeypatch.setattr("angelshare.teacher.logits.ROWS_PER_WINDOW", 3)
+    assert _windows([5, 2, 9, 3], batch_tokens=10) == [[[1, 0], [2]], [[3]]]
+    assert _windows([5, 2, 9, 3], batch_tokens=1) == [[[1], [0], [2]], [[3]]]
 
 
 def test_it_counts_targets_and_tells_its_progress(model_dir, dataset, tmp_path) -> None:

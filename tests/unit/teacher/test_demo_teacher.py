@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import ValidationError
 from tiny_teacher import PROBLEMS, nothing
 from transformers import AutoModelForCausalLM
 
@@ -121,6 +122,11 @@ def test_training_learns(finished, tmp_path) -> None:
     )
     assert losses[0] > 5
     assert sum(losses[-5:]) / 5 < 3.2
+
+
+def test_heads_must_divide_the_width() -> None:
+    with pytest.raises(ValidationError, match=r"even multiple of heads \(3\)"):
+        DemoTeacher(hidden_size=64, heads=3)
 
 
 def test_weights_are_float32_on_a_cpu(finished) -> None:

@@ -233,6 +233,9 @@ class PartJob:
         receipt = self.artifact.commit(
             self.part, files, inputs=inputs, rows=rows, tokens=tokens, facts=facts
         )
+        if self.artifact.manifest_path.exists():
+            # A repaired part: what the manifest says of it may have changed.
+            self.artifact.seal(self.plan.recipe, self.plan.parts)
         for file in receipt.files:
             path = self.artifact.store.objects.path(file.sha256, file.suffix)
             self.context.window.made(path, file.sha256, file.bytes)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
+from angelshare.accounting.attempts import WASTED
 from angelshare.accounting.break_even import AT_ONCE, FINITE, NEVER, UNBOUNDED
 from angelshare.accounting.names import VIEW_NAMES, pretty, stage_name
 from angelshare.accounting.summary import FEW
@@ -18,6 +19,9 @@ from angelshare.accounting.uncertainty import VIEWS
 from angelshare.accounting.units import energy, number
 
 SURE = 0.95
+_WASTE_FROM = 0.9
+"""A setting is called dominated in words when it is so in this share of the draws."""
+_MOST_NAMED = 8
 
 
 class Finding(NamedTuple):
@@ -67,11 +71,16 @@ def _with_probability(row: dict[str, Any]) -> str:
     probability = row["membership_probability"]
     if probability is None or probability >= SURE:
         return pretty(row["setting"])
-    return f"{pretty(row['setting'])} ({percent(probability)})"
+    return f"{pretty(row['setting'])} ({chance(probability)})"
+
+
+def chance(probability: float) -> str:
+    """A probability that was counted in draws, which never show a certainty."""
+    return percent(min(max(probability, 1e-9), 1 - 1e-9))
 
 
 def percent(share: float) -> str:
-    """A probability in whole per cent, never rounded to a certainty it is not."""
+    """A share in whole per cent, never rounded to a whole it is not."""
     if 0 < share < 0.005:
         return "< 1 %"
     if 0.995 <= share < 1:
@@ -129,7 +138,9 @@ def _many(count: int, noun: str) -> str:
 
 
 def _names(settings: list[str]) -> str:
-    return ", ".join(pretty(setting) for setting in settings)
+    named = ", ".join(pretty(setting) for setting in settings[:_MOST_NAMED])
+    more = len(settings) - _MOST_NAMED
+    return f"{named} and {more} more" if more > 0 else named
 
 
 def _flips(tables: Tables) -> list[tuple[str, str]]:
@@ -177,8 +188,9 @@ def _dominant(tables: Tables) -> list[tuple[str, str]]:
 
 def _dominated(tables: Tables) -> list[tuple[str, str]]:
     """Settings that waste energy under the amortised view, surest and largest first."""
+    sure_enough = pl.col("dominated_probability").fill_null(1.0) >= _WASTE_FROM
     beaten = tables.frontier.filter(
-        (pl.col("view") == "amortized") & pl.col("dominated_by").is_not_null()
+        (pl.col("view") == "amortized") & pl.col("dominated_by").is_not_null() & sure_enough
     )
     energies = dict(
         tables.frontier.filter(pl.col("view") == "amortized").select("setting", "energy_j").rows()
@@ -189,7 +201,7 @@ def _dominated(tables: Tables) -> list[tuple[str, str]]:
     texts = []
     for more_j, row in sorted(rows, key=lambda pair: -pair[0])[:4]:
         sure = row["dominated_probability"]
-        how_sure = "" if sure is None else f" ({percent(sure)} sure)"
+        how_sure = "" if sure is None else f" ({chance(sure)} sure)"
         texts.append(
             f"{pretty(row['setting'])} spends {energy(more_j)} a run more than "
             f"{pretty(row['dominated_by'])} "
@@ -217,7 +229,7 @@ def _largest_stage(tables: Tables) -> list[tuple[str, str]]:
 
 
 def _wasted(tables: Tables) -> list[tuple[str, str]]:
-    lost = tables.attempts.filter(pl.col("status").is_in(["failed", "killed", "preempted"]))
+    lost = tables.attempts.filter(pl.col("status").is_in(WASTED))
     if not lost.height:
         return [("attempts", "No attempt failed: nothing was spent in vain.")]
     total_j = float(tables.attempts["energy_j"].sum())
@@ -261,6 +273,11 @@ def _unsupported(tables: Tables) -> list[tuple[str, str]]:
     missing = {part for text in tables.attempts["missing"] if text for part in text.split(", ")}
     if missing:
         found.append(f"Missing from some totals: {', '.join(sorted(missing))}.")
+    if tables.summary["datasets"].n_unique() > 1:
+        found.append(
+            "Not all settings ran on the same datasets: means over different datasets do not "
+            "compare, and neither do their places on the frontier."
+        )
     unscored = tables.runs.filter(pl.col("quality").is_null())
     if unscored.height:
         found.append(f"{_many(unscored.height, 'run')} without quality, not on any frontier.")

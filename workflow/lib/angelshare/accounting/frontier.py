@@ -113,7 +113,7 @@ class _Draws:
             drawn = repeats.draw(count, generator)
             for column, view in enumerate(VIEWS):
                 energy[view][:, index] = drawn[:, column]
-            stderr = float(group["quality_stderr"].to_numpy().mean())
+            stderr = float(group["quality_stderr"].fill_null(0.0).to_numpy().mean())
             quality[:, index] = drawn[:, -1] + stderr * generator.standard_normal(count)
         own = generator.standard_normal((count, summary.height)) * ~repeated
         for view in VIEWS:

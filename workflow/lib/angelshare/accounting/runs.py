@@ -8,14 +8,16 @@ Quality is the mean over benchmarks of student / teacher (performance retention,
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import polars as pl
 
+from angelshare.accounting.attempts import WASTED
 from angelshare.accounting.bills import known_sum
 from angelshare.accounting.settings import AccountingSettings
-from angelshare.accounting.study import TEACHER_KINDS, Run, Study
-from angelshare.accounting.uncertainty import VIEWS, Exposures
+from angelshare.accounting.study import TEACHER_KINDS, Run, Score, Study
+from angelshare.accounting.uncertainty import VIEWS, Exposures, known_bound
 from angelshare.errors import AngelshareError
 
 RUN_COLUMNS = ("run", "pipeline", "student", "dataset", "seed")
@@ -72,7 +74,7 @@ def run_table(
         ),
     )
     for view in VIEWS:
-        bound = pl.Series(f"{view}_u95_j", exposed.views[view].bound())
+        bound = pl.Series(f"{view}_u95_j", known_bound(exposed.views[view]), dtype=pl.Float64)
         frame = frame.with_columns(bound).with_columns(
             (pl.col(f"{view}_j") - pl.col(f"{view}_u95_j")).clip(0.0).alias(f"{view}_low_j"),
             (pl.col(f"{view}_j") + pl.col(f"{view}_u95_j")).alias(f"{view}_high_j"),
@@ -171,7 +173,7 @@ def _own_energy(study: Study, attempts: pl.DataFrame, settings: AccountingSettin
             private_j=pl.col("energy_j").filter(~student).sum(),
             student_only_co2e_g=known_sum(pl.col("co2e_g").filter(student)),
             private_co2e_g=pl.col("co2e_g").filter(~student).sum(),
-            wasted_j=pl.col("energy_j").filter(pl.col("status") != "ok").sum(),
+            wasted_j=pl.col("energy_j").filter(pl.col("status").is_in(WASTED)).sum(),
             inference_j=pl.col("energy_j").filter(evaluation & (pl.col("status") == "ok")).sum(),
             inference_tokens=pl.col("tokens").filter(evaluation & (pl.col("status") == "ok")).sum(),
             unresolved_attempts=pl.col("energy_j").is_null().sum(),
@@ -224,10 +226,11 @@ def _quality(study: Study) -> pl.DataFrame:
     """Per run: quality, its standard error from the benchmarks', and the scores themselves.
 
     Q = mean over the study's benchmarks of score / teacher score; null where a run lacks one of
-    them, because means over different benchmarks do not compare.
+    them, because means over different benchmarks do not compare. Errors of benchmarks are
+    independent; one without a standard error counts as exact.
     """
     counted = sorted({score.benchmark for score in study.scores if score.in_quality})
-    by_run: dict[str, dict[str, Any]] = {run.run: {} for run in study.runs}
+    by_run: dict[str, dict[str, Score]] = {run.run: {} for run in study.runs}
     for score in study.scores:
         by_run[score.run][score.benchmark] = score
     rows = []
@@ -235,18 +238,18 @@ def _quality(study: Study) -> pl.DataFrame:
         usable = [scores[name] for name in counted if name in scores and scores[name].teacher_score]
         missing = [name for name in counted if name not in {score.benchmark for score in usable}]
         complete = bool(counted) and not missing
-        errors = [(score.stderr or 0.0) / score.teacher_score for score in usable]
+        ratios = [score.score / score.teacher_score for score in usable if score.teacher_score]
+        errors = [
+            score.stderr / score.teacher_score
+            for score in usable
+            if score.teacher_score and score.stderr is not None
+        ]
+        count = len(ratios)
         rows.append(
             {
                 "run": run,
-                "quality": (
-                    sum(score.score / score.teacher_score for score in usable) / len(usable)
-                    if complete
-                    else None
-                ),
-                "quality_stderr": sum(e**2 for e in errors) ** 0.5 / len(errors)
-                if complete
-                else None,
+                "quality": sum(ratios) / count if complete else None,
+                "quality_stderr": math.hypot(*errors) / count if complete and errors else None,
                 "benchmarks_missing": ", ".join(missing),
                 **{name: scores[name].score for name in scores},
             }

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from angelshare.accounting.uncertainty import VIEWS, Exposures, t_interval
+from angelshare.accounting.uncertainty import VIEWS, Exposures, known_bound, t_interval
 
 MEASURES = (*(f"{view}_j" for view in VIEWS), "quality")
 FEW = 3
@@ -24,14 +24,21 @@ def summary_table(
     """`summary.parquet`: for each measure `<m>` (the views' joules, quality) the mean `<m>`,
     `<m>_sd`, `<m>_low`, `<m>_high`; for the energies also `<m>_u95`, the measurement bound."""
     rows: list[dict[str, Any]] = []
+    everywhere = ", ".join(sorted(set(runs["dataset"])))
     for (setting,), group in runs.group_by("setting", maintain_order=True):
         index = [exposed.runs.index(run) for run in group["run"]]
-        rows.append(_row(str(setting), group, index, exposed, hyperparameters, benchmarks))
+        row = _row(str(setting), group, index, exposed, hyperparameters, benchmarks)
+        if row["datasets"] != everywhere:
+            row["note"] = "; ".join(filter(None, (row["note"], f"on {row['datasets']} only")))
+        rows.append(row)
     schema = {
         name: runs.schema[name] for name in ("pipeline", "student", *hyperparameters, "setting")
     }
     frame = pl.DataFrame(rows, infer_schema_length=None, schema_overrides=schema)
-    return frame.sort("pipeline", "student", "setting")
+    unknown = [name for name, kind in frame.schema.items() if kind == pl.Null]
+    return frame.with_columns(pl.col(unknown).cast(pl.Float64)).sort(
+        "pipeline", "student", "setting"
+    )
 
 
 def _row(
@@ -58,7 +65,7 @@ def _row(
         row[measure] = float(np.mean(values)) if values else None
         row[f"{measure}_sd"], row[f"{measure}_low"], row[f"{measure}_high"] = t_interval(values)
     for view in VIEWS:
-        row[f"{view}_j_u95"] = float(exposed.views[view].combine(weights).bound()[0])
+        row[f"{view}_j_u95"] = known_bound(exposed.views[view].combine(weights))[0]
     row["quality_stderr"] = group["quality_stderr"].mean()
     means = ("tokens", "j_per_token", "co2e_g", "inference_j_per_token")
     for name in (*means, "teacher_j", "teacher_share_j", *benchmarks):

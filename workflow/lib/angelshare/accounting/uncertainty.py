@@ -68,6 +68,11 @@ class Exposure:
         return errors / COVERAGE
 
 
+def known_bound(exposure: Exposure) -> list[float | None]:
+    """The bounds of the rows; None, not 0, where no record states any."""
+    return [float(bound) if bound > 0 else None for bound in exposure.bound()]
+
+
 @dataclass(frozen=True, slots=True)
 class SharedDraws:
     """Standard normal draws of what rows have in common: [draws, boards] and [draws, artifacts]."""

@@ -6,6 +6,7 @@ row whose prompt already occurred is left out, so no held-out prompt is ever tra
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections.abc import Iterable, Iterator
@@ -37,7 +38,7 @@ def sample(rows: Iterable[dict[str, Any]], settings: Conversations, origin: str)
 
     ``AngelshareError`` on a malformed row, or when the rows do not fill the splits.
     """
-    found: dict[str, tuple[str, list[Message]]] = {}
+    found: dict[bytes, tuple[str, list[Message]]] = {}
     for number, row in enumerate(rows, start=1):
         messages = _messages(row, settings.messages_field, f"{origin}, row {number}")
         found.setdefault(_prompt(messages), (_row_id(row, settings, number, origin), messages))
@@ -90,8 +91,8 @@ def _messages(row: dict[str, Any], field: str, where: str) -> list[Message]:
     return checked
 
 
-def _prompt(messages: list[Message]) -> str:
-    return json.dumps(messages[:-1], sort_keys=True)
+def _prompt(messages: list[Message]) -> bytes:
+    return hashlib.sha256(json.dumps(messages[:-1], sort_keys=True).encode()).digest()
 
 
 def _row_id(row: dict[str, Any], settings: Conversations, number: int, origin: str) -> str:
@@ -108,7 +109,8 @@ def _file_rows(path: Path) -> Iterator[dict[str, Any]]:
         raise AngelshareError(f"{path}: no such file; set the source's path to an existing one")
     if path.suffix == ".parquet":
         try:
-            yield from pq.read_table(path).to_pylist()
+            for batch in pq.ParquetFile(path).iter_batches():
+                yield from batch.to_pylist()
         except pa.ArrowInvalid as error:
             raise AngelshareError(f"{path}: not a readable Parquet file: {error}") from error
     elif path.suffix == ".jsonl":

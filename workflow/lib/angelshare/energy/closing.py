@@ -69,7 +69,6 @@ def close_attempt(
     exit_code: int | None = None,
     signal: int | None = None,
     trace: Trace | None = None,
-    warnings: list[Warning] | None = None,
 ) -> Record:
     """Compute and publish the record of ``attempt`` from its trace; the trace becomes Parquet.
 
@@ -79,8 +78,9 @@ def close_attempt(
         text = text_trace(attempt)
         trace = read_text(text) if text.exists() else read_parquet(parquet_trace(attempt))
     columns = write_parquet(trace, parquet_trace(attempt))
-    record = compute(trace, status=status, warnings=warnings)
+    record = compute(trace, status=status)
     record.record.closed_by = closed_by
+    record.record.complete &= not trace.broken_off
     record.record.exit_code = exit_code
     record.record.signal = signal
     record.trace = TraceFile(
@@ -97,9 +97,7 @@ def close_attempt(
     return record
 
 
-def compute(
-    trace: Trace, *, status: Status = "ok", warnings: list[Warning] | None = None
-) -> Record:
+def compute(trace: Trace, *, status: Status = "ok") -> Record:
     """The record that a trace gives; equal traces give equal joules."""
     plan = trace.plan
     settings = EnergySettings.model_validate(plan["settings"])
@@ -116,7 +114,10 @@ def compute(
     work = _work(trace)
     if work is not None and work.tokens is not None:
         work.j_per_token = per_token(total, work.tokens)
-    found = [*warnings_of(trace, parts), *(warnings or [])]
+    found = warnings_of(trace, parts)
+    if plan["gpus"] and len(trace.gpus) > plan["gpus"]:
+        text = f"{len(trace.gpus)} GPUs are visible and charged, the job was given {plan['gpus']}"
+        found.append(Warning(code="more_gpus_than_given", text=text))
     return Record(
         record=Attempt(**{**plan["record"], "status": status, "complete": not total.missing}),
         run=Run.model_validate(plan["run"]),

@@ -147,7 +147,8 @@ def _rapl(
     share = energy_j / device_j if device_j else 0.0
     tail_j = device_j * max(0.0, end_ns - whole[-1][0]) / max(1, whole[-1][0] - start_ns)
     attribution = 0.5 * (1 - min(1.0, share)) if shared else 0.0
-    own_j = (lost_j + tail_j) * share
+    unseen_j = device_j * settings.period_s * 1e9 / max(1, end_ns - start_ns)
+    own_j = (lost_j + tail_j + (unseen_j if trace.broken_off else 0.0)) * share
     readings = [sample.rapl.get(zone["id"]) for sample in trace.samples]
     values = [value for value in readings if value is not None]
     component = Component(

@@ -65,6 +65,9 @@ def measure_gpu(
     component.power = _power(measured, rows, power, bounds, settings.period_s)
     if component.energy_j is None:
         return measured
+    if trace.broken_off and component.u is not None:
+        unseen_j = (power[-1][1] if power else 0.0) * settings.period_s
+        component.u.gap_j95 = (component.u.gap_j95 or 0.0) + unseen_j
     _attribute(measured, device, settings)
     _bound(component, settings.gain_rel95)
     if counted.ticks:
@@ -211,13 +214,15 @@ def _crosscheck(
     """Compare with integrated power.
 
     A mean over the last second shows power half a second late: what the end still owes and the
-    start already held is put right by their difference, and half of that widens the tolerance.
+    start already held is put right by their difference, and half of that widens the tolerance. A
+    window shorter than two such lags is not compared.
     """
     component = measured.component
     curve = held(power, *bounds)
     whole_j = component.device_energy_j or component.energy_j
     covered = component.power is not None and (component.power.coverage or 0.0) >= 0.9
-    if not curve or not whole_j or not covered:
+    too_short = bounds[1] - bounds[0] < 2e9 * _lag_s(method)
+    if not curve or not whole_j or not covered or too_short:
         return
     inside = [watts for t_ns, watts in power if t_ns <= bounds[1]]
     before = [watts for t_ns, watts in power if t_ns <= bounds[0]] or inside[:1]

@@ -55,6 +55,11 @@ class Trace:
     """Process id and start (clock ticks) of the last sampling process; not kept in Parquet."""
 
     @property
+    def broken_off(self) -> bool:
+        """Whether job and sampler both ended without a word: up to one period is not seen."""
+        return self.end is None and not any(event["e"] == "close" for event in self.events)
+
+    @property
     def start_ns(self) -> int:
         """When the window opened."""
         opened = [event["t"] for event in self.events if event["e"] == "open"]

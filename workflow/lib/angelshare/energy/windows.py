@@ -149,6 +149,7 @@ def window(
     ``carbon`` adds grams of CO2e, ``baseline`` (from the prerun) the part above idle. Raises
     AngelshareError before the body runs when the country or region is unknown.
     """
+    job = dataclasses.replace(job, attempts=job.attempts.absolute(), sidecar=job.sidecar.absolute())
     opened = _open(job, settings, carbon, baseline)
     try:
         with _terminable():
@@ -332,7 +333,13 @@ def _terminable() -> Iterator[None]:
 
 
 def _synchronise() -> None:
-    """Wait for the GPU, if this process uses one: work that was queued belongs to this side."""
+    """Wait for the GPUs this process uses: work that was queued belongs to this side.
+
+    A device without memory of ours is left alone, because asking it would open a context there.
+    """
     torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.synchronize()
+    if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
+        return
+    for index in range(torch.cuda.device_count()):
+        if torch.cuda.memory_reserved(index):
+            torch.cuda.synchronize(index)

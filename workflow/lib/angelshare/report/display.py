@@ -8,7 +8,8 @@ from typing import Any
 
 import polars as pl
 
-from angelshare.accounting.findings import percent, t_star_text
+from angelshare.accounting.attempts import WASTED
+from angelshare.accounting.findings import chance, percent, t_star_text
 from angelshare.accounting.names import VIEW_NAMES, pretty, stage_name
 from angelshare.accounting.tables import Tables
 from angelshare.accounting.uncertainty import VIEWS
@@ -97,9 +98,8 @@ def summary(tables: Tables) -> Table | None:
             name = f"{VIEW_NAMES[view]} ({unit.name})"
             mean, low, high = (row[f"{view}_j{end}"] for end in ("", "_low", "_high"))
             shown[name[0].upper() + name[1:]] = ranged(mean, low, high, unit.factor)
-        shown["Meter ±"] = share(
-            row["one_off_j_u95"] / row["one_off_j"] if row["one_off_j"] else None
-        )
+        bound_j = row["one_off_j_u95"]
+        shown["Meter ±"] = share(None if bound_j is None else bound_j / row["one_off_j"])
         shown["Quality"] = ranged(row["quality"], row["quality_low"], row["quality_high"])
         shown["J per token"] = scaled(row["j_per_token"])
         shown["Note"] = row["note"] or ""
@@ -126,7 +126,8 @@ def memberships(tables: Tables) -> Table | None:
         shown["Beaten, when amortised, by"] = (
             pretty(amortized["dominated_by"]) if amortized and beaten else DASH
         )
-        shown["How surely"] = share(amortized["dominated_probability"] if amortized else None)
+        surely = amortized["dominated_probability"] if amortized else None
+        shown["How surely"] = DASH if surely is None else Cell(chance(surely), surely)
         rows.append(shown)
     caption = (
         "Whether a setting is on the frontier of each view, and in brackets how often it is in "
@@ -142,7 +143,7 @@ def _membership(row: Mapping[str, Any] | None) -> Cell:
     probability = row["membership_probability"]
     if probability is None:
         return Cell(said, float(row["on_frontier"]))
-    return Cell(f"{said} ({percent(probability)})", probability)
+    return Cell(f"{said} ({chance(probability)})", probability)
 
 
 def break_even(tables: Tables) -> Table | None:
@@ -244,7 +245,7 @@ def ledger(tables: Tables) -> Table | None:
 
 def attempts_by_stage(tables: Tables) -> Table | None:
     """What each stage cost, and what of it went into attempts that failed."""
-    lost = pl.col("status").is_in(["failed", "killed", "preempted"])
+    lost = pl.col("status").is_in(WASTED)
     stages = (
         tables.attempts.group_by("stage")
         .agg(

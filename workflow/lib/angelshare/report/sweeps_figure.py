@@ -25,6 +25,8 @@ class Sweep(NamedTuple):
     hyperparameter: str
     pipeline: str
     student: str
+    held: str
+    """What else varies in the pipeline, and is the same here."""
     rows: pl.DataFrame
 
 
@@ -42,8 +44,16 @@ def sweeps(tables: Tables) -> list[Sweep]:
         )
         for _, rows in known.group_by("pipeline", "student", *others, maintain_order=True):
             if rows[name].n_unique() > 1:
-                found.append(Sweep(name, rows["pipeline"][0], rows["student"][0], rows))
+                same = [(other, rows[other][0]) for other in _varying(known, others)]
+                held = ", ".join(f"{other} {at:g}" for other, at in same if at is not None)
+                found.append(Sweep(name, rows["pipeline"][0], rows["student"][0], held, rows))
     return found
+
+
+def _varying(rows: pl.DataFrame, names: list[str]) -> list[str]:
+    """The numeric hyperparameters of which the rows hold several values."""
+    numeric = [name for name in names if rows.schema[name] == pl.Float64]
+    return [name for name in numeric if rows[name].drop_nulls().n_unique() > 1]
 
 
 def sweeps_figure(tables: Tables) -> Figure | None:
@@ -69,7 +79,9 @@ def sweeps_figure(tables: Tables) -> Figure | None:
     panels[0, 0].set_ylabel("quality")
     panels[1, 0].set_ylabel(f"student-only energy ({unit.name})")
     panels[1, 0].set_ylim(bottom=0)
-    figure.legend(handles=_legend(series, students), loc="outside lower center", ncols=6)
+    figure.legend(
+        handles=_legend(series, students), loc="outside lower center", ncols=6, handlelength=3.4
+    )
     return figure
 
 
@@ -81,6 +93,16 @@ def _line(axes: Axes, sweep: Sweep, measure: str, unit: Unit, students: list[str
         rows[f"{measure}_{end}"].cast(pl.Float64).to_numpy() / unit.factor
         for end in ("low", "high")
     )
+    if sweep.held and measure == "quality":
+        at = (float(rows[sweep.hyperparameter][-1]), float(value[-1]))
+        axes.annotate(
+            *(sweep.held, at),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=6.5,
+            annotation_clip=False,
+        )
     bars = np.nan_to_num(np.stack([value - low, high - value]))
     axes.errorbar(
         rows[sweep.hyperparameter].to_numpy(),

@@ -128,6 +128,10 @@ class ArtifactStore:
                     return found
         return own
 
+    def owns(self, kind: str, key: str) -> bool:
+        """Whether the artifact belongs, or will belong, to this store and not to a layer."""
+        return self.artifact(kind, key).store is self
+
     def artifacts(self) -> Iterator[Artifact]:
         """Every artifact that has a receipt or manifest, in order of kind and key."""
         for folder in sorted(self.root.glob("*/*/")):

@@ -1,6 +1,6 @@
 """Checking a store: every object against its name, every receipt and manifest against the recipe.
 
-Repair takes away what cannot be trusted (the damaged object, the receipts that name it, their
+Repair takes away what cannot be trusted (the damaged object, the receipts that name it, a damaged
 manifest), so that the next run of the workflow makes exactly those parts again.
 """
 
@@ -54,24 +54,19 @@ def verify(
 
 
 def _check(artifact: Artifact) -> Iterator[Fault]:
-    for path in sorted((artifact.folder / "parts").glob("[0-9]*.json")):
-        if path.name.endswith(".energy.json"):
-            continue
-        part = int(path.name.partition(".")[0])
+    sound: dict[int, Receipt] = {}
+    for path in sorted((artifact.folder / "parts").glob("[0-9]" * 5 + ".json")):
+        part = int(path.stem)
         try:
             receipt = load(Receipt, path)
             if (receipt.kind, receipt.key, receipt.part) != (artifact.kind, artifact.key, part):
                 raise AngelshareError(f"{path} is the receipt of another part")
         except AngelshareError as error:
-            yield Fault(
-                artifact=artifact,
-                part=part,
-                text=str(error),
-                remove=(path, artifact.manifest_path),
-            )
+            yield Fault(artifact=artifact, part=part, text=str(error), remove=(path,))
             continue
+        sound[part] = receipt
         yield from _check_objects(artifact, receipt, path)
-    yield from _check_manifest(artifact)
+    yield from _check_manifest(artifact, sound)
 
 
 def _check_objects(artifact: Artifact, receipt: Receipt, path: Path) -> Iterator[Fault]:
@@ -83,22 +78,27 @@ def _check_objects(artifact: Artifact, receipt: Receipt, path: Path) -> Iterator
                 artifact=artifact,
                 part=receipt.part,
                 text=f"{file.name}: {fault}",
-                remove=(objects.path(file.sha256, file.suffix), path, artifact.manifest_path),
+                remove=(objects.path(file.sha256, file.suffix), path),
             )
 
 
-def _check_manifest(artifact: Artifact) -> Iterator[Fault]:
-    if not artifact.manifest_path.exists():
+def _check_manifest(artifact: Artifact, sound: dict[int, Receipt]) -> Iterator[Fault]:
+    """The manifest against its recipe and against the receipts that could be read."""
+    path = artifact.manifest_path
+    if not path.exists():
         return
     try:
-        for receipt in artifact.manifest().parts:
-            path = artifact.receipt_path(receipt.part)
-            if path.exists() and load(Receipt, path) != receipt:
-                raise AngelshareError(f"{artifact.manifest_path} and {path} disagree")
-            if not path.exists():
-                raise AngelshareError(f"{path}, which its manifest lists, is missing")
+        parts = artifact.manifest().parts
     except AngelshareError as error:
-        yield Fault(artifact=artifact, part=None, text=str(error), remove=(artifact.manifest_path,))
+        yield Fault(artifact=artifact, part=None, text=str(error), remove=(path,))
+        return
+    for receipt in parts:
+        if not artifact.receipt_path(receipt.part).exists():
+            text = "its receipt is missing; the next run of the workflow makes this part again"
+            yield Fault(artifact=artifact, part=receipt.part, text=text, remove=())
+        elif sound.get(receipt.part, receipt) != receipt:
+            text = f"{path} and the receipt of part {receipt.part} disagree"
+            yield Fault(artifact=artifact, part=None, text=text, remove=(path,))
 
 
 def repair(faults: list[Fault]) -> int:

@@ -107,32 +107,43 @@ def capture_logits(
         sequences=len(rows),
         targets=sum(sum(row.encoded.targets) for row in rows),
     )
-    padding = 0
-
-    def captured() -> Iterator[CachedTargets]:
-        nonlocal padding
-        done = 0
-        for begin in range(0, len(rows), ROWS_PER_WINDOW):
-            window = rows[begin : begin + ROWS_PER_WINDOW]
-            results: dict[int, CachedTargets] = {}
-            for batch in _batches(window, settings.batch_tokens):
-                chosen = [window[i] for i in batch]
-                found, pads = _capture_batch(model, head, chosen, settings)
-                results.update(zip(batch, found, strict=True))
-                padding += pads
-                count(cached=sum(len(row.gold_logprob) for row in found))
-                done += len(batch)
-                progress(done, len(rows), "sequences")
-            yield from (results[i] for i in range(len(window)))
-
-    write_cache(out, captured(), info)
+    windows = _windows([len(row.encoded.input_ids) for row in rows], settings.batch_tokens)
+    write_cache(out, _captured(model, head, rows, windows, settings, progress, count), info)
+    tokens = sum(len(row.encoded.input_ids) for row in rows)
+    passed = sum(
+        len(batch) * max(len(rows[i].encoded.input_ids) for i in batch)
+        for batches in windows
+        for batch in batches
+    )
     return CaptureStats(
         sequences=len(rows),
         skipped=table.num_rows - len(rows),
-        tokens=sum(len(row.encoded.input_ids) for row in rows),
-        padding=padding,
+        tokens=tokens,
+        padding=passed - tokens,
         targets=info.targets,
     )
+
+
+def _captured(
+    model: PreTrainedModel,
+    head: Head,
+    rows: Sequence[EncodedRow],
+    windows: Sequence[Sequence[Sequence[int]]],
+    settings: CaptureSettings,
+    progress: Progress,
+    count: Callable[..., None],
+) -> Iterator[CachedTargets]:
+    """Every row's cache entry, in order; no more than a window of them is held at once."""
+    done = 0
+    for batches in windows:
+        results: dict[int, CachedTargets] = {}
+        for batch in batches:
+            found = _capture_batch(model, head, [rows[i] for i in batch], settings)
+            results.update(zip(batch, found, strict=True))
+            count(cached=sum(len(row.gold_logprob) for row in found))
+            progress(done + len(results), len(rows), "sequences")
+        done += len(results)
+        yield from (results[i] for i in sorted(results))
 
 
 def _check(
@@ -160,26 +171,27 @@ def _check(
         )
 
 
-def _batches(rows: Sequence[EncodedRow], batch_tokens: int) -> Iterator[list[int]]:
-    """Row numbers, shortest first, so that rows x longest stays within ``batch_tokens``."""
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i].encoded.input_ids))
-    batch: list[int] = []
-    for index in order:
-        if batch and (len(batch) + 1) * len(rows[index].encoded.input_ids) > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
+def _windows(lengths: Sequence[int], batch_tokens: int) -> list[list[list[int]]]:
+    """Windows of consecutive rows, each as batches of row numbers, shortest first.
+
+    In a batch, rows times the longest stays within ``batch_tokens`` (or it is a single row).
+    """
+    windows = []
+    for begin in range(0, len(lengths), ROWS_PER_WINDOW):
+        numbers = range(begin, min(begin + ROWS_PER_WINDOW, len(lengths)))
+        batches: list[list[int]] = [[]]
+        for number in sorted(numbers, key=lambda i: lengths[i]):
+            if batches[-1] and (len(batches[-1]) + 1) * lengths[number] > batch_tokens:
+                batches.append([])
+            batches[-1].append(number)
+        windows.append(batches)
+    return windows
 
 
 def _capture_batch(
     model: PreTrainedModel, head: Head, rows: Sequence[EncodedRow], settings: CaptureSettings
-) -> tuple[list[CachedTargets], int]:
-    """The rows' cache entries in their order, and how many padding tokens the pass had.
-
-    Padding stands on the right, where no position of a causal model sees it.
-    """
+) -> list[CachedTargets]:
+    """The rows' cache entries; padding stands right, where no causal position sees it."""
     width = max(len(row.encoded.input_ids) for row in rows)
     ids_BT = torch.zeros(len(rows), width, dtype=torch.long)
     targets_BT = torch.zeros(len(rows), width, dtype=torch.bool)
@@ -202,7 +214,7 @@ def _capture_batch(
     }
     ends = np.cumsum(targets_BT.sum(dim=1).numpy())
     split = {name: np.split(array, ends[:-1]) for name, array in columns.items()}
-    results = [
+    return [
         CachedTargets(
             id=row.id,
             tokens_sha256=row.encoded.sha256,
@@ -210,7 +222,6 @@ def _capture_batch(
         )
         for index, row in enumerate(rows)
     ]
-    return results, ids_BT.numel() - sum(len(row.encoded.input_ids) for row in rows)
 
 
 def _distribution(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from angelshare.settings import Settings
 
@@ -43,6 +43,12 @@ class DemoTeacher(Settings):
     """Weight of the question's tokens in the loss; the answer's weigh 1."""
     checkpoint_steps: int = Field(default=100, gt=0)
     """Steps between checkpoints, from which a killed run goes on."""
+
+    @model_validator(mode="after")
+    def _heads(self) -> DemoTeacher:
+        if self.hidden_size % (2 * self.heads):
+            raise ValueError(f"hidden_size must be an even multiple of heads ({self.heads})")
+        return self
 
 
 class CaptureSettings(Settings):

@@ -27,7 +27,7 @@ function logTicks(low, high) {
   const inside = ticks.filter((tick) => tick >= low && tick <= high);
   return { tickvals: inside, ticktext: inside.map(rounded) };
 }
-const inPercent = (share) => share > 0.995 && share < 1 ? "> 99 %" : share > 0 && share < 0.005 ? "< 1 %" : `${Math.round(100 * share)} %`;
+const inPercent = (share) => share > 0.995 ? "> 99 %" : share < 0.005 ? "< 1 %" : `${Math.round(100 * share)} %`;
 
 /* The energy of a point under the chosen view; "what_if" divides the teacher's whole bill. */
 function energyOf(point, view, runs) {
@@ -45,7 +45,7 @@ function hoverText(point, view, x, y, metric) {
   const lines = [`<b>${point.name}</b>`, `${rounded(inUnit(x))} ${unit.name} per run, ${metric} ${rounded(y)}`];
   if (view !== "what_if") {
     if (point.low[view] !== null) lines.push(`repeats: ${rounded(inUnit(point.low[view]))} to ${rounded(inUnit(point.high[view]))} (95 %, n = ${point.n})`);
-    lines.push(`meter: ± ${rounded(inUnit(point.meter[view]))} (95 %)`);
+    if (point.meter[view] !== null) lines.push(`meter: ± ${rounded(inUnit(point.meter[view]))} (95 %)`);
     if (metric === "quality" && point.chance[view] !== null) lines.push(`on the frontier: ${inPercent(point.chance[view])}`);
   }
   if (point.lineage) lines.push(`stands on: ${point.lineage.split("; ").join("<br>   ")}`);
