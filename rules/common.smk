@@ -112,7 +112,7 @@ def evaluation_recipe(wildcards) -> dict:
     """What decides a score besides the student: the evaluation settings and the dataset."""
     dataset = STUDY.runs[wildcards.run].inputs["dataset"]
     return canonical(
-        {"dataset": dataset.key, "evaluation": CONFIG.evaluation.model_dump()}
+        {"dataset": dataset.key, "evaluation": CONFIG.evaluation.identity()}
     )
 
 

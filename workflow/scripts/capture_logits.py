@@ -2,15 +2,12 @@
 
 import unpack
 from angelshare.jobs import PartJob, part_job
-from angelshare.teacher.settings import CaptureSettings
 
 
 def main(job: PartJob) -> None:
     """Run the teacher over this part's rows and commit the cache."""
     # Imported inside the window: loading torch costs energy too.
-    from angelshare.data.tokenizer import tokenizer_digest
     from angelshare.teacher.logits import capture_logits
-    from angelshare.teacher.models import load_tokenizer
 
     context = job.context
     rows = job.slice(context.rows(job.plan.inputs["sequences"], job.plan.recipe["splits"]))
@@ -19,19 +16,13 @@ def main(job: PartJob) -> None:
         stats = capture_logits(
             model,
             rows,
-            CaptureSettings.model_validate(job.plan.recipe["capture"]),
+            context.config.capture,
             path,
             progress=context.report,
             count=context.window.count,
             revision=revision,
         )
-        tokenizer = tokenizer_digest(load_tokenizer(model, revision=revision))
-    job.commit(
-        {path.name: path},
-        rows=stats.sequences,
-        tokens=stats.targets,
-        facts={"tokenizer_sha256": tokenizer},
-    )
+    job.commit({path.name: path}, rows=stats.sequences, tokens=stats.targets)
 
 
 with part_job("logits", **unpack.part(snakemake)) as job:

@@ -3,9 +3,7 @@
 from pathlib import Path
 
 import unpack
-from angelshare.data.settings import TokenizerSettings, WordProblems
 from angelshare.jobs import PartJob, part_job
-from angelshare.teacher.settings import DemoTeacher
 
 
 def main(job: PartJob) -> None:
@@ -15,15 +13,17 @@ def main(job: PartJob) -> None:
 
     context = job.context
     out = context.scratch / "model"
-    train_demo_teacher(
-        DemoTeacher.model_validate(job.plan.recipe["settings"]),
-        WordProblems.model_validate(job.plan.recipe["problems"]),
-        TokenizerSettings.model_validate(job.plan.inputs["tokenizer"].recipe["settings"]),
-        out,
-        checkpoints=Path(context.config.results, "checkpoints", job.plan.key),
-        progress=context.report,
-        count=context.window.count,
-    )
+    teacher = context.config.teachers[job.plan.name]
+    with context.folder(job.plan.inputs["tokenizer"]) as tokenizer:
+        train_demo_teacher(
+            teacher.demo,
+            context.config.datasets[teacher.dataset],
+            tokenizer,
+            out,
+            checkpoints=Path(context.config.results, "checkpoints", job.plan.key),
+            progress=context.report,
+            count=context.window.count,
+        )
     job.commit({path.name: path for path in sorted(out.iterdir())})
 
 

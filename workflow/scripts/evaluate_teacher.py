@@ -1,7 +1,6 @@
 """Score the teacher on a dataset's test split, once for every team that shares the store."""
 
 import unpack
-from angelshare.evaluation.settings import EvaluationSettings
 from angelshare.files import publish_json
 from angelshare.jobs import PartJob, part_job
 
@@ -15,7 +14,7 @@ def main(job: PartJob) -> None:
     with context.teacher(job.plan) as (model, revision):
         scores = evaluate_model(
             model,
-            EvaluationSettings.model_validate(job.plan.recipe["evaluation"]),
+            context.config.evaluation,
             context.rows(job.plan.inputs["dataset"], ["test"]),
             context.report,
             context.window.count,

@@ -2,7 +2,6 @@
 
 import unpack
 from angelshare.jobs import PartJob, part_job
-from angelshare.teacher.settings import DecodingSettings
 
 
 def main(job: PartJob) -> None:
@@ -17,7 +16,7 @@ def main(job: PartJob) -> None:
         stats = generate_corpus(
             model,
             rows,
-            DecodingSettings.model_validate(job.plan.recipe["decoding"]),
+            context.config.generation,
             path,
             progress=context.report,
             count=context.window.count,

@@ -5,7 +5,6 @@ from pathlib import Path
 import unpack
 from angelshare.files import publish_json
 from angelshare.jobs import JobContext, job, planned_run
-from angelshare.student.settings import LossSettings, TrainingSettings
 
 
 def main(context: JobContext) -> None:
@@ -14,14 +13,13 @@ def main(context: JobContext) -> None:
     from angelshare.student.train import TrainRequest, train_student
 
     run = planned_run(context, snakemake.wildcards.run)
-    training = TrainingSettings.model_validate(run.recipe["training"])
     dataset = run.inputs["dataset"]
     with context.tokenizer(run) as (tokenizer, revision):
         result = train_student(
             TrainRequest(
                 init=context.config.students[run.student].init,
-                training=training,
-                loss=LossSettings.model_validate(run.recipe.get("loss", {})),
+                training=run.training,
+                loss=run.loss,
                 tokenizer=tokenizer,
                 tokenizer_revision=revision,
                 train=context.rows(run.inputs.get("corpus", dataset), run.recipe["splits"]),

@@ -1,23 +1,21 @@
 """Train a tokenizer on generated problems that no dataset of the study contains."""
 
 import unpack
-from angelshare.data.settings import TokenizerSettings, WordProblems
 from angelshare.jobs import PartJob, part_job
 
 
 def main(job: PartJob) -> None:
     """Train the tokenizer of the recipe and commit its files."""
     # Imported inside the window: loading transformers costs energy too.
-    from angelshare.data.tokenizer import problem_tokenizer, save_tokenizer, tokenizer_digest
+    from angelshare.data.tokenizer import problem_tokenizer, save_tokenizer
 
-    settings = TokenizerSettings.model_validate(job.plan.recipe["settings"])
-    problems = WordProblems.model_validate(job.plan.recipe["problems"])
-    tokenizer = problem_tokenizer(settings, problems)
+    config = job.context.config
+    settings = config.tokenizers[job.plan.name]
+    tokenizer = problem_tokenizer(settings, config.datasets[settings.dataset])
     save_tokenizer(tokenizer, job.context.scratch)
     job.commit(
         {path.name: path for path in sorted(job.context.scratch.iterdir())},
         rows=len(tokenizer),
-        facts={"tokenizer_sha256": tokenizer_digest(tokenizer)},
     )
 
 

@@ -14,9 +14,11 @@ from angelshare.accounting.attempts import load_attempts
 from angelshare.accounting.study import AttemptSource
 from angelshare.errors import AngelshareError
 
+DATA = Path(__file__).parents[2] / "data"
+
 
 def test_the_contract_example_is_read(tmp_path: Path) -> None:
-    example = json.loads((Path(__file__).parent / "energy_sidecar.example.json").read_text())
+    example = json.loads((DATA / "energy_sidecar.example.json").read_text())
     folder = write(tmp_path, example)
     attempts, components = load_attempts([AttemptSource(folder, None, "logits", "k1")])
     row = attempts.row(0, named=True)

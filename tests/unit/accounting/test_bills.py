@@ -254,6 +254,7 @@ def test_unknown_costs_are_errors() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"runs": ()}, "the study holds no run"),
         ({"artifacts": ()}, "run r names the artifact logits/k, which the study does not hold"),
         ({"scores": (Score("s", "b", 1.0),)}, "score names the run s"),
         ({"scores": (Score("r", "b", 1.0),) * 2}, "holds a score twice: r on b"),

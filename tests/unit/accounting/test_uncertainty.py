@@ -186,3 +186,15 @@ def test_equal_inputs_give_equal_tables() -> None:
     first, second = two_boards(), two_boards()
     assert first.summary.equals(second.summary)
     assert isinstance(first.attempts, pl.DataFrame)
+
+
+def test_differences_by_hand() -> None:
+    generator = np.random.default_rng(1)
+    first, second = [np.array([1.0, 2.0, 3.0])], [np.array([1.0, 1.0, 1.0])]
+    errors = difference_errors(first, second, 200_000, generator)
+    assert np.quantile(errors, 0.975) == pytest.approx(4.302653 / 3**0.5, rel=0.02)
+    lone = difference_errors(first, [np.array([5.0])], 200_000, generator)
+    assert np.quantile(lone, 0.975) == pytest.approx(4.302653 * (1 + 1 / 3) ** 0.5, rel=0.02)
+    assert np.ptp(difference_errors([np.array([1.0])], [np.array([5.0])], 100, generator)) == 0
+    tiny = difference_errors([np.array([0.0, 1e-155])], [np.array([0.0])], 100, generator)
+    assert np.isfinite(tiny).all()

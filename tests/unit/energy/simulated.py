@@ -128,6 +128,7 @@ def _sample(gpu: Gpu, t_s: float) -> Sample:
         utc_ns=t_ns,
         boot_ns=t_ns,
         cpu_s=0.0,
+        cgroup_s=None,
         busy_s=0.0,
         rss_bytes=0,
         used_bytes=0,

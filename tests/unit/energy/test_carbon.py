@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as effort
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -74,6 +75,7 @@ def test_what_the_series_does_not_cover_is_estimated(tmp_path: Path) -> None:
     assert [grid.estimated for grid in carbon.grid or []] == [False, True]
 
 
+@effort(deadline=None)
 @given(rates=st.lists(st.floats(0, 1000), min_size=2, max_size=2), cut=st.floats(0.01, 0.99))
 def test_cutting_the_time_never_changes_a_constant_grid(rates: list[float], cut: float) -> None:
     middle = START_S + cut * 7200

@@ -11,13 +11,20 @@ from typing import Any
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as effort
 from hypothesis import strategies as st
 
 from angelshare.energy.constants import Estimator
-from angelshare.energy.cpu import measure_cpu, tree_cpu
+from angelshare.energy.cpu import job_cpu, measure_cpu
 from angelshare.energy.curves import Measured
 from angelshare.energy.probes import rapl
-from angelshare.energy.probes.process_tree import ProcessTree, machine_busy_s, machine_used_bytes
+from angelshare.energy.probes.process_tree import (
+    ProcessTree,
+    cgroup_file,
+    cgroup_s,
+    machine_busy_s,
+    machine_used_bytes,
+)
 from angelshare.energy.settings import EnergySettings
 from angelshare.energy.trace import Sample, Trace
 
@@ -98,6 +105,7 @@ def trace_of(
                 utc_ns=0,
                 boot_ns=0,
                 cpu_s=own,
+                cgroup_s=None,
                 busy_s=busy,
                 rss_bytes=rss,
                 used_bytes=0,
@@ -113,6 +121,7 @@ def package(trace: Trace, **changes: Any) -> Measured:
     return measure_cpu(trace, settings, LOAD, {})[0]
 
 
+@effort(deadline=None)
 @given(
     watts=st.lists(st.integers(0, 4000), min_size=2, max_size=200),
     first=st.integers(0, RANGE_UJ - 1),
@@ -183,7 +192,7 @@ def test_the_load_model_is_codecarbons_process_mode() -> None:
 
 def test_a_replaced_sampler_does_not_take_cpu_time_back() -> None:
     trace = trace_of([None] * 5, [10.0, 12.0, 11.0, 12.0, 13.0], [0.0] * 5)
-    assert tree_cpu(trace)[-1][1] == pytest.approx(4.0)
+    assert job_cpu(trace)[-1][1] == pytest.approx(4.0)
 
 
 def spin(cpu_s: float, then_s: float = 0.0) -> list[str]:
@@ -239,3 +248,41 @@ def test_what_an_orphan_used_is_kept() -> None:
 def test_machine_figures_are_plausible() -> None:
     assert machine_busy_s() > 0
     assert machine_used_bytes() > 0
+
+
+def test_a_control_group_is_charged_where_it_is_recorded() -> None:
+    trace = trace_of([None] * 5, [0.0, 1.0, 2.0, 3.0, 4.0], [0.0] * 5)
+    trace.zones = {}
+    for second, sample in enumerate(trace.samples):
+        sample.cgroup_s = 7.0 + 1.5 * second
+    cpu = measure_cpu(trace, EnergySettings(period_s=1.0), LOAD, {})[0].component
+    assert cpu.attribution == "cgroup"
+    assert cpu.energy_j == pytest.approx(6 * 50.0)
+
+
+@pytest.mark.parametrize(
+    ("lines", "name", "content", "seconds"),
+    [
+        ("0::/slurm/job_9\n", "slurm/job_9/cpu.stat", "usage_usec 2500000\nuser_usec 1\n", 2.5),
+        (
+            "3:memory:/x\n2:cpu,cpuacct:/slurm/job_9\n",
+            "cpu,cpuacct/slurm/job_9/cpuacct.usage",
+            "2500000000\n",
+            2.5,
+        ),
+    ],
+)
+def test_control_groups_of_both_versions(
+    tmp_path: Path, lines: str, name: str, content: str, seconds: float
+) -> None:
+    own = tmp_path / "own"
+    own.write_text(lines)
+    assert cgroup_file(str(tmp_path), str(own)) is None
+    path = tmp_path / name
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    assert cgroup_file(str(tmp_path), str(own)) == str(path)
+    assert cgroup_s(str(path)) == seconds
+    own.write_text("0::/\n1:cpuacct:/\n")
+    assert cgroup_file(str(tmp_path), str(own)) is None
+    assert cgroup_s(str(tmp_path / "gone")) is None

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as effort
 from hypothesis import strategies as st
 from simulated import IDLE_W, UUID, Gpu, bursts, constant, ramp, square, trace_of
 
@@ -166,6 +167,7 @@ def test_mig_is_said_or_shared() -> None:
     assert part.component.crosscheck.ok
 
 
+@effort(deadline=None)
 @given(
     cuts=st.lists(st.floats(0.0, 1.0), max_size=5),
     phase_s=st.floats(0.0, 0.1),

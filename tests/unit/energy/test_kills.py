@@ -125,7 +125,7 @@ def test_kills_at_random_moments(nvml: Nvml, job: JobMaker, tmp_path: Path) -> N
     final = validate_sidecar(one.sidecar)
     records = read_attempts(one.attempts)
     assert len(records) == KILLS + 1
-    slack_j = WATTS * (PERIOD_S + 0.12)
+    slack_j = WATTS * (PERIOD_S + 0.4)
     for (way, before_ns, after_ns), record in zip(deaths, records[:-1], strict=True):
         completed = way in ("sampler", "stop sampler")
         assert record.record.status == ("ok" if completed else "killed"), way

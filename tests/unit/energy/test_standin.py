@@ -40,9 +40,9 @@ def truth(nvml: Nvml, record: Record, gpu: int) -> float:
 def test_eight_gpus_are_summed_and_listed(nvml: Nvml, job: JobMaker) -> None:
     shapes = [
         ["seg 1 300 300"],
-        ["seg 0.15 600 600", "seg 0.15 100 100", "loop"],
-        ["seg 20 0 600"],
-        ["seg 0.033 600 600", "seg 0.077 150 150", "loop"],
+        ["seg 0.15 350 350", "seg 0.15 250 250", "loop"],
+        ["seg 60 0 600"],
+        ["seg 0.033 400 400", "seg 0.077 300 300", "loop"],
     ]
     lines = [f"tick {TICK_S}"]
     for index in range(8):
@@ -95,7 +95,7 @@ def test_a_reset_and_a_lost_gpu(nvml: Nvml, job: JobMaker, tmp_path: Path) -> No
     lost, reset = tmp_path / "lost", tmp_path / "reset"
     nvml.play(
         *["gpu GPU-0 H100", "seg 1 300 300", f"reset {reset}"],
-        *["gpu GPU-1 H100", "seg 0.2 500 500", "seg 0.2 100 100", "loop", f"lost {lost}"],
+        *["gpu GPU-1 H100", "seg 0.2 350 350", "seg 0.2 250 250", "loop", f"lost {lost}"],
     )
     one = job()
     with window(one, GPUS):

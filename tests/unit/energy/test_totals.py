@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as effort
 from hypothesis import strategies as st
 
 from angelshare.energy.attempts import bill_of
@@ -108,6 +109,7 @@ def test_joules_per_token_names_its_parts() -> None:
     assert per_token(total, Tokens()) is None
 
 
+@effort(deadline=None)
 @given(
     watts=st.lists(st.floats(0, 1000), min_size=1, max_size=20),
     spacing=st.lists(st.integers(1, 10**9), min_size=20, max_size=20),
@@ -155,6 +157,7 @@ def test_the_bill_adds_gain_linearly_and_edges_in_quadrature() -> None:
     assert bill.u95_j == pytest.approx((15.0**2 + 25.0) ** 0.5)
 
 
+@effort(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["ok", "failed", "killed"]), st.floats(0, 1e6))))
 def test_a_bill_loses_nothing(attempts: list[tuple[str, float]]) -> None:
     bill = bill_of([record(status, joules, 0.0, 0.0) for status, joules in attempts])

@@ -11,10 +11,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 
+from angelshare.accounting.imported import account_csv
+from angelshare.accounting.order import ordered_settings, students_by_size
 from angelshare.accounting.tables import Tables
 from angelshare.report import figures
 from angelshare.report.amortization_figure import amortization_figure, most_runs
-from angelshare.report.axes import ordered_settings, students_by_size
 from angelshare.report.figures import FIGURES, FORMATS, write_figures
 from angelshare.report.frontier_figure import frontier_figure
 from angelshare.report.stages_figure import stage_means, stages_figure
@@ -47,6 +48,19 @@ def test_nothing_to_draw(bare_tables: Tables) -> None:
     assert frontier_figure(bare_tables) is None
     assert amortization_figure(bare_tables) is None
     assert stages_figure(bare_tables) is not None
+
+
+def test_one_run_is_a_figure_too(tmp_path: Path) -> None:
+    (tmp_path / "stages.csv").write_text(
+        "run,pipeline,student,dataset,seed,stage,artifact,energy_kwh,tokens\n"
+        "a,mine,1B,d,0,student_train,,1,\nb,yours,1B,d,0,student_train,,1,\n"
+    )
+    (tmp_path / "quality.csv").write_text(
+        "run,benchmark,score,teacher_score\na,b,0.5,1\nb,b,0.5,1\n"
+    )
+    tables = account_csv(tmp_path / "stages.csv", tmp_path / "quality.csv", tmp_path / "out")
+    assert tables.frontier["on_frontier"].all()
+    assert set(write_figures(tables, tmp_path / "figures")) == {"frontier", "stages"}
 
 
 def test_units_follow_the_largest_value(demo_tables: Tables, paper_tables: Tables) -> None:

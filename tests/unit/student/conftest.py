@@ -14,7 +14,7 @@ from angelshare.data.problems import make_dataset
 from angelshare.data.sequences import EncodedRow
 from angelshare.data.settings import WordProblems
 from angelshare.data.tables import in_splits
-from angelshare.data.tokenizer import save_tokenizer, train_tokenizer
+from angelshare.data.tokenizer import save_tokenizer, tokenizer_digest, train_tokenizer
 from angelshare.student.dataset import EncodedDataset
 from angelshare.student.settings import (
     LossSettings,
@@ -27,6 +27,7 @@ from angelshare.teacher.cache import CachedTargets, CacheInfo, write_cache
 from angelshare.teacher.models import load_tokenizer
 
 GRID = (1.0, 2.0, 4.0)
+KEPT = 8
 MAX_LENGTH = 64
 
 
@@ -62,9 +63,9 @@ def position_logits(model: torch.nn.Module, row: EncodedRow) -> torch.Tensor:
 
 
 def write_cache_of(
-    model: torch.nn.Module, rows: Sequence[EncodedRow], path: Path, k: int = 8
+    model: torch.nn.Module, tokenizer: Path, rows: Sequence[EncodedRow], path: Path, k: int = 8
 ) -> None:
-    """The logit cache of ``model`` over ``rows``."""
+    """The logit cache of ``model``, which reads with ``tokenizer``, over ``rows``."""
     cached = []
     for row in rows:
         relative = position_logits(model, row).double().log_softmax(-1)
@@ -73,7 +74,7 @@ def write_cache_of(
             for i, target in zip(row.encoded.input_ids, row.encoded.targets, strict=True)
             if target
         ]
-        values, ids = relative.topk(k, dim=-1)
+        values, ids = relative.topk(KEPT, dim=-1)
         partitions = torch.stack([(relative / t).logsumexp(-1) for t in GRID], -1)
         cached.append(
             CachedTargets(
@@ -87,9 +88,10 @@ def write_cache_of(
             )
         )
     info = CacheInfo(
-        k=k,
+        k=KEPT,
         temperatures=GRID,
         vocab_size=relative.shape[-1],
+        tokenizer_sha256=tokenizer_digest(load_tokenizer(tokenizer)),
         sequences=len(cached),
         targets=sum(len(row.gold_logprob) for row in cached),
     )

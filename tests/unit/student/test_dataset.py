@@ -1,6 +1,5 @@
 """Encoded rows, their alignment with the cache, and the batches made of them."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -35,7 +34,7 @@ def cache_path(
     path = tmp_path_factory.mktemp("cache") / "part.parquet"
     teacher = make_student(SHAPE, load_tokenizer(tokenizer_folder), MAX_LENGTH, seed=8)
     rows = encoded_rows(in_splits(problems, ["train"]), tokenizer_folder)
-    write_cache_of(teacher, rows[::-1], path)
+    write_cache_of(teacher, tokenizer_folder, rows[::-1], path)
     return path
 
 
@@ -105,13 +104,24 @@ def test_a_temperature_off_the_grid_is_refused(
     assert 3.0 not in GRID
 
 
-def test_another_vocabulary_is_refused(
+def test_another_tokenizer_is_refused(
+    problems: pa.Table, tokenizer_folder: Path, cache_path: Path
+) -> None:
+    """Also one that differs in its chat template alone."""
+    tokenizer = load_tokenizer(tokenizer_folder)
+    tokenizer.chat_template = f"{tokenizer.chat_template} "
+    cache = LogitCache([cache_path])
+    with pytest.raises(AngelshareError, match=r"another tokenizer .*from a synthetic corpus"):
+        DistilledDataset(in_splits(problems, ["train"]), tokenizer, MAX_LENGTH, cache, 1.0)
+
+
+def test_another_tokenizer_of_the_same_size_is_refused(
     problems: pa.Table, tokenizer_folder: Path, cache_path: Path
 ) -> None:
     cache = LogitCache([cache_path])
-    cache.info = replace(cache.info, vocab_size=100278)
+    cache.info = replace(cache.info, tokenizer_sha256="0" * 64)
     tokenizer = load_tokenizer(tokenizer_folder)
-    with pytest.raises(AngelshareError, match=r"100278 tokens.*distil from a synthetic corpus"):
+    with pytest.raises(AngelshareError, match=r"chat templates.*distil from a synthetic corpus"):
         DistilledDataset(in_splits(problems, ["train"]), tokenizer, MAX_LENGTH, cache, 1.0)
 
 

@@ -73,7 +73,13 @@ def test_sft_and_kd_share_one_path_and_leave_a_loadable_model(
     assert "validation" in said[-1][2]
 
     rows = encoded_rows(sft.train, Path(sft.tokenizer))
-    write_cache_of(load_causal_lm(sft.out), rows, tmp_path / "cache.parquet")
+    write_cache_of(
+        load_causal_lm(sft.out),
+        sft.tokenizer,
+        rows,
+        Path(sft.tokenizer),
+        tmp_path / "cache.parquet",
+    )
     kd = make_request(
         "kd",
         max_steps=30,
@@ -94,7 +100,13 @@ def test_a_student_of_a_cache_needs_its_temperature_on_the_grid(
     request = make_request(max_steps=4)
     train(request)
     rows = encoded_rows(request.train, Path(request.tokenizer))
-    write_cache_of(load_causal_lm(request.out), rows, tmp_path / "cache.parquet")
+    write_cache_of(
+        load_causal_lm(request.out),
+        request.tokenizer,
+        rows,
+        Path(request.tokenizer),
+        tmp_path / "cache.parquet",
+    )
     kd = make_request("kd", cache=[tmp_path / "cache.parquet"], loss=LossSettings(temperature=3.0))
     with pytest.raises(AngelshareError, match=r"temperature 3\.0"):
         train(kd)

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import functools
+import tempfile
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 from tiny_teacher import PROBLEMS, nothing
 from transformers import AutoModelForCausalLM
 
 from angelshare.data.settings import TokenizerSettings
-from angelshare.data.tokenizer import tokenizer_digest
+from angelshare.data.tokenizer import problem_tokenizer, save_tokenizer, tokenizer_digest
 from angelshare.teacher.demo import train_demo_teacher
 from angelshare.teacher.models import load_causal_lm, load_tokenizer
 from angelshare.teacher.settings import DemoTeacher
@@ -27,11 +31,18 @@ class Killed(Exception):
     """Raised from a callback in a run's middle."""
 
 
+@functools.cache
+def tokenizer_folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="tokenizer-"))
+    save_tokenizer(problem_tokenizer(TokenizerSettings(), PROBLEMS), folder)
+    return folder
+
+
 def train(out, checkpoints, settings=SETTINGS, progress=nothing, count=nothing):
     return train_demo_teacher(
         settings,
         PROBLEMS,
-        TokenizerSettings(),
+        tokenizer_folder(),
         out,
         checkpoints=checkpoints,
         progress=progress,

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from angelshare.errors import AngelshareError
 from angelshare.teacher.cache import CachedTargets, CacheInfo, LogitCache, write_cache
 
-INFO = CacheInfo(k=3, temperatures=(1.0, 2.0), vocab_size=9, sequences=3, targets=6)
+INFO = CacheInfo(
+    k=3, temperatures=(1.0, 2.0), vocab_size=9, tokenizer_sha256="ab", sequences=3, targets=6
+)
 
 
 def make_rows(lengths: list[int], seed: int = 0, k: int = 3, grid: int = 2) -> list[CachedTargets]:
@@ -49,6 +51,7 @@ def test_parts_read_back_in_order(tmp_path_factory, lengths: list[int], resident
         for seed in range(2):
             part = make_rows(lengths, seed)
             info = CacheInfo(
+                tokenizer_sha256="ab",
                 k=3,
                 temperatures=(1.0, 2.0),
                 vocab_size=9,
@@ -79,6 +82,7 @@ def test_the_file_is_plain_parquet_with_its_codec_in_the_metadata(tmp_path) -> N
         "k": 3,
         "temperatures": [1.0, 2.0],
         "vocab_size": 9,
+        "tokenizer_sha256": "ab",
         "sequences": 3,
         "targets": 6,
     }
@@ -124,9 +128,11 @@ def test_foreign_files_are_refused(tmp_path, change, message: str) -> None:
 
 def test_parts_that_disagree_or_cannot_be_read_are_refused(tmp_path) -> None:
     write_cache(tmp_path / "a", make_rows([1, 2, 3]), INFO)
-    other = CacheInfo(k=2, temperatures=(1.0, 2.0), vocab_size=9, sequences=1, targets=4)
+    other = CacheInfo(
+        k=2, temperatures=(1.0, 2.0), vocab_size=9, tokenizer_sha256="ab", sequences=1, targets=4
+    )
     write_cache(tmp_path / "b", make_rows([4], k=2), other)
-    with pytest.raises(AngelshareError, match="b: its k, temperatures or vocabulary differ"):
+    with pytest.raises(AngelshareError, match="b: its k, temperatures, vocabulary or tokenizer differ"):
         LogitCache([tmp_path / "a", tmp_path / "b"])
     (tmp_path / "c").write_bytes(b"not parquet")
     with pytest.raises(AngelshareError, match="c: not a readable Parquet file"):

@@ -56,6 +56,8 @@ class StoreSettings(Settings):
 class TrainedTokenizer(TokenizerSettings):
     """A tokenizer that the workflow trains on generated word problems."""
 
+    execution = frozenset({"dataset"})
+
     dataset: str
     """The entry of ``datasets`` whose kind of problem it is trained on; none of its own rows."""
 

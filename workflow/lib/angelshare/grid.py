@@ -15,6 +15,7 @@ from typing import Any
 from angelshare.config import Config, EmbeddedTeacher, GridBlock, PipelineSettings, training_of
 from angelshare.fingerprints import Fingerprints
 from angelshare.recipes import Recipe, make_recipe, recipe_key
+from angelshare.student.settings import LossSettings, TrainingSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +56,8 @@ class RunPlan:
     seed: int
     hyperparameters: dict[str, float]
     """What the grid varies for this run besides its names and seed."""
+    training: TrainingSettings
+    loss: LossSettings
     inputs: dict[str, ArtifactPlan]
     """The artifacts it reads, by role: ``dataset``, ``tokenizer``, ``corpus``, ``logits``."""
     scores: ArtifactPlan | None
@@ -135,7 +138,7 @@ class _Planner:
 
     def dataset(self, name: str) -> ArtifactPlan:
         source = self.config.datasets[name]
-        settings = source.model_dump()
+        settings = source.identity()
         if source.source == "file":
             settings["path"] = {"sha256": self.fingerprints.file(source.path)}
         return self.artifact("dataset", name, {}, source=settings)
@@ -146,8 +149,8 @@ class _Planner:
             "tokenizer",
             name,
             {},
-            settings=trained.model_dump(exclude={"dataset"}),
-            problems=self.config.datasets[trained.dataset].model_dump(),
+            settings=trained.identity(),
+            problems=self.config.datasets[trained.dataset].identity(),
         )
 
     def teacher(self, name: str) -> tuple[dict[str, ArtifactPlan], dict[str, Any]]:
@@ -159,8 +162,8 @@ class _Planner:
                 "model",
                 name,
                 inputs,
-                settings=teacher.demo.model_dump(),
-                problems=self.config.datasets[teacher.dataset].model_dump(),
+                settings=teacher.demo.identity(),
+                problems=self.config.datasets[teacher.dataset].identity(),
             )
             return {"teacher": model}, {}
         return {}, {"teacher": self.fingerprints.model(teacher.model, teacher.revision)}
@@ -188,7 +191,7 @@ class _Planner:
             label=f"{teacher} answers {dataset}",
             splits=splits,
             part_rows=self.config.hardware.part_rows,
-            decoding=self.config.generation.model_dump(),
+            decoding=self.config.generation.identity(),
             **named,
         )
 
@@ -205,7 +208,7 @@ class _Planner:
             label=f"{teacher} on {sequences.label}, top {self.config.capture.top_k}",
             splits=splits,
             part_rows=self.config.hardware.part_rows,
-            capture=self.config.capture.model_dump(),
+            capture=self.config.capture.identity(),
             **named,
         )
 
@@ -216,7 +219,7 @@ class _Planner:
             teacher,
             {**inputs, "dataset": self.dataset(dataset)},
             label=f"{teacher} on {dataset}",
-            evaluation=self.config.evaluation.model_dump(),
+            evaluation=self.config.evaluation.identity(),
             **named,
         )
 
@@ -244,6 +247,8 @@ class _Planner:
         pipeline = config.pipelines[block.pipeline]
         inputs = {"dataset": self.dataset(dataset)}
         init = config.students[student]
+        training = training_of(config, block)
+        loss = config.loss.model_copy(update=varied)
         named: dict[str, Any] = {}
         if init.tokenizer is not None:
             inputs["tokenizer"] = self.tokenizer(init.tokenizer)
@@ -251,13 +256,13 @@ class _Planner:
             inputs["corpus"] = self.corpus(dataset, _needed(block.teacher))
         if pipeline.logits:
             inputs["logits"] = self.logits(dataset, _needed(block.teacher), pipeline)
-            named["loss"] = {**config.loss.model_dump(), **varied}
+            named["loss"] = loss.identity()
         recipe = make_recipe(
             "student",
             inputs={role: {"kind": p.kind, "key": p.key} for role, p in inputs.items()},
             init=self.fingerprints.student(init.init),
             splits=_splits(pipeline),
-            training=training_of(config, block).model_dump(),
+            training=training.identity(),
             seed=seed,
             **named,
         )
@@ -273,6 +278,8 @@ class _Planner:
             teacher=block.teacher,
             seed=seed,
             hyperparameters=varied,
+            training=training,
+            loss=loss,
             inputs=inputs,
             scores=self.scores(dataset, block.teacher) if block.teacher else None,
         )

@@ -223,16 +223,13 @@ class PartJob:
         *,
         rows: int = 0,
         tokens: int = 0,
-        facts: Mapping[str, Any] | None = None,
     ) -> None:
         """Store what the job made, with the content digests of what it was made from."""
         inputs = {
             role: self.context.store.artifact(upstream.kind, upstream.key).manifest().content_sha256
             for role, upstream in self.plan.inputs.items()
         }
-        receipt = self.artifact.commit(
-            self.part, files, inputs=inputs, rows=rows, tokens=tokens, facts=facts
-        )
+        receipt = self.artifact.commit(self.part, files, inputs=inputs, rows=rows, tokens=tokens)
         if self.artifact.manifest_path.exists():
             # A repaired part: what the manifest says of it may have changed.
             self.artifact.seal(self.plan.recipe, self.plan.parts)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -9,3 +11,10 @@ class Settings(BaseModel):
     """Base of every section of the configuration; each room keeps its own in ``settings.py``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    execution: ClassVar[frozenset[str]] = frozenset()
+    """Fields that say how work is carried out and not what comes out; they enter no recipe."""
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide content, as plain values."""
+        return self.model_dump(exclude=set(self.execution))

@@ -116,20 +116,25 @@ def attempt_frames(
         attempts.append(_attempt(record, source))
         components.extend(_components(record, source))
     frame = pl.DataFrame(attempts, schema=ATTEMPT_SCHEMA).sort("job", "start_utc", "id")
-    _check_twice(frame)
+    check_twice(frame)
     return frame, pl.DataFrame(components, schema=COMPONENT_SCHEMA).sort("id", "component")
 
 
 def _records(sources: Iterable[AttemptSource]) -> Iterator[tuple[Record, AttemptSource]]:
     for source in sources:
         paths = [p for p in sorted(source.folder.glob("*.json")) if not p.name.startswith(".")]
-        if not paths and (source.run is not None or source.artifact_kind is not None):
-            raise AngelshareError(
-                f"{source.folder} holds no attempt record, so the energy of {_owner(source)} is "
-                "unknown: run its job again, or copy the records along with what it made"
-            )
+        check_folder(source, len(paths))
         for path in paths:
             yield Record.read(path), source
+
+
+def check_folder(source: AttemptSource, records: int) -> None:
+    """Raise AngelshareError where a run's or an artifact's folder holds no record."""
+    if not records and (source.run is not None or source.artifact_kind is not None):
+        raise AngelshareError(
+            f"{source.folder} holds no attempt record, so the energy of {_owner(source)} is "
+            "unknown: run its job again, or copy the records along with what it made"
+        )
 
 
 class Record:
@@ -338,7 +343,8 @@ def _board(part: Mapping[str, Any], host: str) -> str:
     return uuid or f"{host}/{part['id']}/{part.get('method')}"
 
 
-def _check_twice(attempts: pl.DataFrame) -> None:
+def check_twice(attempts: pl.DataFrame) -> None:
+    """Raise AngelshareError where one attempt stands in two records."""
     twice = attempts.filter(pl.col("id").is_duplicated()).sort("id", "record")
     if twice.height:
         first, second = twice["record"][0], twice["record"][1]

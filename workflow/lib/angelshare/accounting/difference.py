@@ -33,16 +33,16 @@ def difference_errors(
     known = [(variance, df) for variance, df, _ in sides if df > 0]
     if not known:
         return _paired_errors(first, second, draws, generator)
-    squares, degrees = [], []
-    for variance, df, weight in sides:
-        variance, df = (variance, df) if df > 0 else known[0]
-        squares.append(weight * variance)
-        degrees.append(df)
+    if len(known) == 1:
+        ((variance, df),) = known
+        total = variance * sum(weight for _, _, weight in sides)
+        return total**0.5 * generator.standard_t(df, draws)
+    squares = [weight * variance for variance, _, weight in sides]
     total = sum(squares)
     if total == 0:
         return np.zeros(draws)
-    welch = total**2 / sum(s**2 / df for s, df in zip(squares, degrees, strict=True))
-    return total**0.5 * generator.standard_t(welch, draws)
+    parts = ((square / total) ** 2 / df for square, (_, df) in zip(squares, known, strict=True))
+    return total**0.5 * generator.standard_t(1.0 / sum(parts), draws)
 
 
 def _spread(groups: Groups) -> tuple[float, int, float]:

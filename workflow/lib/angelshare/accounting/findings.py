@@ -13,6 +13,7 @@ import polars as pl
 from angelshare.accounting.attempts import WASTED
 from angelshare.accounting.break_even import AT_ONCE, FINITE, NEVER, UNBOUNDED
 from angelshare.accounting.names import VIEW_NAMES, pretty, stage_name
+from angelshare.accounting.order import ordered_settings, students_by_size
 from angelshare.accounting.summary import FEW
 from angelshare.accounting.tables import Tables
 from angelshare.accounting.uncertainty import VIEWS
@@ -22,6 +23,8 @@ SURE = 0.95
 _WASTE_FROM = 0.9
 """A setting is called dominated in words when it is so in this share of the draws."""
 _MOST_NAMED = 8
+_CLOSE = 1.05
+"""Energies that differ by less than this factor are called the same."""
 
 
 class Finding(NamedTuple):
@@ -91,7 +94,9 @@ def percent(share: float) -> str:
 def _break_even_line(tables: Tables) -> str:
     if not tables.break_even.height:
         return "no distilled run."
-    texts = [break_even_text(row) for row in tables.break_even.rows(named=True)]
+    order = ordered_settings(tables)
+    rows = sorted(tables.break_even.rows(named=True), key=lambda row: order.index(row["setting"]))
+    texts = [break_even_text(row) for row in rows]
     return f"{'; '.join(texts)}."
 
 
@@ -169,7 +174,8 @@ def _flips(tables: Tables) -> list[tuple[str, str]]:
 def _dominant(tables: Tables) -> list[tuple[str, str]]:
     """The cheapest pipeline of each student under each view."""
     found = []
-    for (student,), group in tables.summary.group_by("student", maintain_order=True):
+    for student in students_by_size(tables):
+        group = tables.summary.filter(pl.col("student") == student)
         if group["pipeline"].n_unique() < 2:
             continue
         parts = []
@@ -177,10 +183,12 @@ def _dominant(tables: Tables) -> list[tuple[str, str]]:
             ranked = group.sort(f"{view}_j", "setting")
             low, high = ranked.row(0, named=True), ranked.row(-1, named=True)
             factor = high[f"{view}_j"] / low[f"{view}_j"] if low[f"{view}_j"] else float("inf")
+            if factor < _CLOSE:
+                parts.append(f"{VIEW_NAMES[view]} all cost the same within {percent(factor - 1)}")
+                continue
             parts.append(
                 f"{VIEW_NAMES[view]} {pretty(low['setting'])} costs least and "
-                f"{pretty(high['setting'])} most "
-                f"({number(factor, 2)} times)"
+                f"{pretty(high['setting'])} most ({number(factor, 2)} times)"
             )
         found.append(("energy", f"Student {student}: {'; '.join(parts)}."))
     return found

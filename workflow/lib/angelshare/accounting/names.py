@@ -5,6 +5,9 @@ from __future__ import annotations
 VIEW_NAMES = {"student_only": "student only", "one_off": "one-off", "amortized": "amortised"}
 """The energy views in words."""
 
+KNOWN_PIPELINES = ("sft", "kd", "synthetic_sft", "feature", "relation")
+"""Pipelines that have a fixed place and look; others follow by name."""
+
 _STAGES = {
     "preprocess": "preprocessing",
     "teacher_logits": "teacher: logits",

@@ -107,6 +107,8 @@ class Study:
     sources: tuple[AttemptSource, ...] = ()
 
     def __post_init__(self) -> None:
+        if not self.runs:
+            raise AngelshareError("the study holds no run: there is nothing to account for")
         runs = {run.run for run in self.runs}
         artifacts = {artifact.id for artifact in self.artifacts}
         _unique("run", (run.run for run in self.runs))

@@ -15,6 +15,7 @@ from angelshare.accounting.bills import (
     with_bounds,
 )
 from angelshare.accounting.break_even import break_even_table
+from angelshare.accounting.consolidated import load_consolidated
 from angelshare.accounting.frontier import frontier_table
 from angelshare.accounting.runs import benchmark_names, hyperparameter_names, run_table
 from angelshare.accounting.settings import AccountingSettings
@@ -79,12 +80,18 @@ def _in_order(study: Study) -> Study:
     )
 
 
-def write_tables(study: Study, settings: AccountingSettings, out_dir: Path) -> Tables:
+def write_tables(
+    study: Study, settings: AccountingSettings, out_dir: Path, memory: Path | None = None
+) -> Tables:
     """Read the study's attempt records, make all tables and publish `<table>.parquet` in `out_dir`.
 
-    Raises AngelshareError where a record is broken or an energy unknown.
+    With `memory`, a folder of this team's own, records that were read before are not parsed
+    again. Raises AngelshareError where a record is broken or an energy unknown.
     """
-    attempts, components = load_attempts(study.sources)
+    if memory is None:
+        attempts, components = load_attempts(study.sources)
+    else:
+        attempts, components = load_consolidated(study.sources, memory)
     tables = make_tables(study, attempts, components, settings)
     publish_tables(tables, out_dir)
     return tables

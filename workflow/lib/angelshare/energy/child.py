@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import angelshare
+from angelshare.energy.probes.process_tree import cgroup_file
 from angelshare.energy.settings import EnergySettings
 
 LIBRARY = Path(angelshare.__file__).parent.parent
@@ -50,6 +51,7 @@ class SamplerProcess:
             "period_s": settings.period_s,
             "gpu": gpu,
             "live": live,
+            "cgroup": cgroup_file() if settings.cpu_attribution == "cgroup" else None,
             "pynvml": str(Path(module.origin).parent) if module and module.origin else None,
             "powercap": str(settings.powercap) if settings.cpu in ("auto", "rapl") else None,
             "closer": [sys.executable, "-m", "angelshare.energy.closing", str(attempt.absolute())],

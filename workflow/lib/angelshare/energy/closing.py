@@ -205,7 +205,7 @@ def _scope(components: list[Component], overlaps: list[str]) -> Scope:
     known = [one for one in components if one.energy_j is not None]
     kinds = [text for kind, text in PARTS.items() if any(one.kind == kind for one in known)]
     excluded = ["fans", "psu loss", "nic", "storage"]
-    if any(one.attribution in ("cpu_time_share", "declared_share") for one in known):
+    if any(one.attribution in ("cpu_time_share", "cgroup", "declared_share") for one in known):
         excluded.append("idle power of shared cpu and memory")
     return Scope(
         boundary=" + ".join(kinds) or "nothing",

@@ -1,8 +1,8 @@
 """What codecarbon knows: TDP of CPUs (W), power of memory (W), carbon intensity (g/kWh).
 
-Its tables and its matching are used, never copied. Importing them and identifying the CPU takes
-1.5 s, so the answers are kept in the user's cache, by codecarbon's version; a cache that cannot be
-written only costs that time. Nothing here uses the network or writes into the working directory.
+Its tables and its matching are used, never copied. Importing them takes 0.3 s, so the answers are
+kept in the user's cache, by codecarbon's version; a cache that cannot be written only costs that
+time. Nothing here uses the network or writes into the working directory.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def estimator(cpu_tdp_w: float | None = None) -> Estimator:
     gigabytes = round(memory_bytes / 2**30, 1)
     dram_w = _remembered(f"dram|{gigabytes}", lambda: _dram_power(gigabytes))
     return Estimator(
-        cpu_model=model,
+        cpu_model=model or "unknown",
         cpu_tdp_w=cpu_w,
         cpu_source=source,
         threads=threads,
@@ -83,15 +83,15 @@ def intensity(country_iso: str | None, region: str | None) -> Intensity:
     )
 
 
-def cpu_model() -> str:
-    """The CPU's name as the kernel gives it."""
+def cpu_model() -> str | None:
+    """The CPU's name as the kernel gives it; some architectures give none."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     except OSError:
         pass
-    return "unknown"
+    return None
 
 
 def _version() -> str:
@@ -118,14 +118,19 @@ def _remembered(key: str, compute: Callable[[], Any]) -> Any:
 
 
 def _cpu_power(threads: int) -> tuple[float, str]:
-    from codecarbon.core.cpu import DEFAULT_POWER_PER_CORE, TDP
-    from codecarbon.core.util import count_physical_cpus
+    """TDP of all sockets in codecarbon's registry, else its default per thread.
 
-    tdp = TDP()
-    known_w = tdp._get_cpu_power_from_registry(tdp.model)
+    ``TDP()`` itself is not made: it asks the CPU for a second what the kernel has told already, and
+    under Slurm it needs scontrol.
+    """
+    from codecarbon.core.cpu import DEFAULT_POWER_PER_CORE, TDP
+    from codecarbon.core.util import count_physical_cpus, detect_cpu_model
+
+    model = cpu_model() or detect_cpu_model() or "unknown"
+    known_w = TDP.__new__(TDP)._get_cpu_power_from_registry(model)
     if known_w:
         sockets = count_physical_cpus()
-        return known_w * sockets, f"codecarbon {_version()}, {sockets} x {tdp.model}"
+        return known_w * sockets, f"codecarbon {_version()}, {sockets} x {model}"
     text = f"codecarbon {_version()}, unknown CPU, {DEFAULT_POWER_PER_CORE} W per thread"
     return float(DEFAULT_POWER_PER_CORE * threads), text
 

@@ -78,19 +78,30 @@ def _missing(trace: Trace, identity: str, kind: Literal["cpu_package", "dram"]) 
     return Measured(component=component, curve=[(trace.start_ns, 0.0), (trace.end_ns, 0.0)])
 
 
-def tree_cpu(trace: Trace) -> list[tuple[int, float]]:
-    """Cumulative CPU seconds of the job; a sampler that was replaced starts its sum again."""
+def job_cpu(trace: Trace) -> list[tuple[int, float]]:
+    """Cumulative CPU seconds of the job: its control group's where recorded, else its processes'.
+
+    A sampler that was replaced starts its sum over the processes again.
+    """
     total_s, points = 0.0, [(trace.samples[0].t_ns, 0.0)]
     for before, sample in pairwise(trace.samples):
-        total_s += max(0.0, sample.cpu_s - before.cpu_s)
+        if sample.cgroup_s is not None and before.cgroup_s is not None:
+            step_s = sample.cgroup_s - before.cgroup_s
+        else:
+            step_s = sample.cpu_s - before.cpu_s
+        total_s += max(0.0, step_s)
         points.append((sample.t_ns, total_s))
     return points
+
+
+def _attribution(trace: Trace) -> Literal["cgroup", "cpu_time_share"]:
+    return "cgroup" if trace.samples[0].cgroup_s is not None else "cpu_time_share"
 
 
 def _load(trace: Trace, load: Estimator, settings: EnergySettings) -> Measured:
     watts = load.cpu_tdp_w / load.threads
     curve = clipped(
-        [(t, seconds * watts) for t, seconds in tree_cpu(trace)], trace.start_ns, trace.end_ns
+        [(t, seconds * watts) for t, seconds in job_cpu(trace)], trace.start_ns, trace.end_ns
     )
     duration_s = (trace.end_ns - trace.start_ns) / 1e9
     energy_j = curve[-1][1]
@@ -101,7 +112,7 @@ def _load(trace: Trace, load: Estimator, settings: EnergySettings) -> Measured:
         device=Device(model=load.cpu_model, power_limit_w=load.cpu_tdp_w, power_scope="package"),
         quality="estimated",
         method="load_model",
-        attribution="cpu_time_share",
+        attribution=_attribution(trace),
         share=energy_j / full_j if full_j else 0.0,
         energy_j=energy_j,
         u95_j=settings.model_rel95 * energy_j,
@@ -141,7 +152,7 @@ def _rapl(
     if len(whole) < 2:
         return _missing(trace, zone["id"], zone["kind"])
     device_j = clipped(whole, start_ns, end_ns)[-1][1]
-    shared = settings.cpu_attribution == "cpu_time_share"
+    shared = settings.cpu_attribution != "whole_device"
     curve = clipped(_shared(trace, whole) if shared else whole, start_ns, end_ns)
     energy_j = curve[-1][1]
     share = energy_j / device_j if device_j else 0.0
@@ -157,7 +168,7 @@ def _rapl(
         device=Device(model=zone["name"], power_scope="package"),
         quality="measured",
         method="rapl",
-        attribution="cpu_time_share" if shared else "whole_device",
+        attribution=_attribution(trace) if shared else "whole_device",
         share=share,
         energy_j=energy_j,
         device_energy_j=device_j if shared else None,
@@ -204,7 +215,7 @@ def _unwrap(trace: Trace, zone: str, range_uj: int) -> tuple[list[tuple[int, flo
 def _shared(trace: Trace, whole: list[tuple[int, float]]) -> list[tuple[int, float]]:
     """The job's part of the package: its share of busy CPU time in each interval."""
     times = {sample.t_ns: sample for sample in trace.samples}
-    job_s = dict(tree_cpu(trace))
+    job_s = dict(job_cpu(trace))
     energy_j, curve = 0.0, [(whole[0][0], 0.0)]
     for (t0, before_j), (t1, now_j) in pairwise(whole):
         busy_s = times[t1].busy_s - times[t0].busy_s

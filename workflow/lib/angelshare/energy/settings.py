@@ -28,8 +28,9 @@ class EnergySettings(Settings):
     cpu: Literal["auto", "rapl", "estimate", "none"] = "auto"
     """`auto` reads RAPL where it is readable and estimates elsewhere; `none` lists it missing."""
 
-    cpu_attribution: Literal["cpu_time_share", "whole_device"] = "cpu_time_share"
-    """Charge the job its share of the machine's CPU time, or the whole package (node alone)."""
+    cpu_attribution: Literal["cpu_time_share", "cgroup", "whole_device"] = "cpu_time_share"
+    """Charge the job the CPU time of its processes, of its control group (one job alone in it, as
+    under Slurm), or the whole package (node alone)."""
 
     cpu_tdp_w: float | None = Field(default=None, gt=0)
     """Thermal design power of the machine's CPUs; without it codecarbon's own data are used."""

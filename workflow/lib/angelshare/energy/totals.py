@@ -124,6 +124,10 @@ def warnings_of(trace: Trace, parts: list[Measured]) -> list[Warning]:
     for part in parts:
         found += part.warnings
     found += [Warning(code="overlap", text=text) for text in overlaps_of(trace)]
+    wanted = trace.plan["settings"]["cpu_attribution"] == "cgroup"
+    if wanted and trace.samples and trace.samples[0].cgroup_s is None:
+        text = "the job is in no control group of its own; its processes' CPU time is charged"
+        found.append(Warning(code="no_cgroup", text=text))
     if trace.samplers > 1:
         text = f"the sampling process was replaced {trace.samplers - 1} times"
         found.append(Warning(code="sampler_replaced", text=text))

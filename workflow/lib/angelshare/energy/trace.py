@@ -18,7 +18,7 @@ from angelshare.files import publishing
 METADATA_KEY = b"angelshare"
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class Sample:
     """One reading of all meters; a meter that could not be read is missing or None."""
 
@@ -27,6 +27,8 @@ class Sample:
     boot_ns: int
     cpu_s: float
     """Cumulative CPU time of the process tree."""
+    cgroup_s: float | None
+    """Cumulative CPU time of the job's control group, where that is what is charged."""
     busy_s: float
     """Cumulative busy CPU time of the machine."""
     rss_bytes: int
@@ -120,6 +122,7 @@ def _sample(entry: dict[str, Any], header: dict[str, Any]) -> Sample:
         utc_ns=entry["utc"],
         boot_ns=entry["boot"],
         cpu_s=entry["cpu"],
+        cgroup_s=entry["cgroup"],
         busy_s=entry["busy"],
         rss_bytes=entry["rss"],
         used_bytes=entry["used"],
@@ -159,7 +162,7 @@ def write_parquet(trace: Trace, path: Path) -> list[str]:
 
 def _column_types(pa: Any) -> dict[str, Any]:
     whole = dict.fromkeys(("t_ns", "utc_ns", "boot_ns", "rss_bytes", "used_bytes"), pa.int64())
-    return {**whole, "cpu_s": pa.float64(), "busy_s": pa.float64()}
+    return {**whole, **dict.fromkeys(("cpu_s", "cgroup_s", "busy_s"), pa.float64())}
 
 
 def _phases_at(trace: Trace) -> list[str | None]:
@@ -189,7 +192,7 @@ def read_parquet(path: Path) -> Trace:
     table = pq.read_table(path)
     trace = Trace(**json.loads(table.schema.metadata[METADATA_KEY]))
     columns = {name: table.column(name).to_pylist() for name in table.column_names}
-    base = ("t_ns", "utc_ns", "boot_ns", "rss_bytes", "used_bytes", "cpu_s", "busy_s")
+    base = ("t_ns", "utc_ns", "boot_ns", "rss_bytes", "used_bytes", "cpu_s", "cgroup_s", "busy_s")
     for row in range(table.num_rows):
         trace.samples.append(
             Sample(

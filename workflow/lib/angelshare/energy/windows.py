@@ -77,14 +77,14 @@ class Terminated(SystemExit):
 class Window:
     """An open window; all its methods are cheap and none of them raises for the meter's sake."""
 
-    def __init__(self, attempt: Path) -> None:
+    def __init__(self, attempt: Path, live: Path) -> None:
         self.attempt = attempt
+        self.live = live
         self.pid = os.getpid()
         self.events: list[dict[str, Any]] = []
         self.work: dict[str, int] = {}
         self.sampler: SamplerProcess | None = None
         self.presence: Presence | None = None
-        self.live: Path | None = None
         self._work_sent_ns = 0
 
     def emit(self, event: str, **content: Any) -> dict[str, Any]:
@@ -121,7 +121,7 @@ class Window:
     def used_j(self) -> float | None:
         """Joules so far, a few seconds old, for a progress line; None before the first ones."""
         try:
-            lines = self.live.read_text().splitlines() if self.live is not None else []
+            lines = self.live.read_text().splitlines()
         except OSError:
             return None
         joules = [line for line in lines if line.startswith("angelshare_energy_joules{")]
@@ -168,13 +168,44 @@ def _open(
     carbon: CarbonSettings | None,
     baseline: Baseline | None,
 ) -> Window:
+    plan = _plan(job, settings, carbon, baseline)
+    stamp = utc(plan["start_utc_ns"]).replace("-", "").replace(":", "")
+    identity = plan["record"]["id"]
+    opened = Window(job.attempts / f"{stamp}-{identity}.json", Path(plan["live"]))
+    trace = text_trace(opened.attempt)
+    job.attempts.mkdir(parents=True, exist_ok=True)
+    trace.write_text(json.dumps({"k": "plan", "plan": plan}) + "\n")
+    publish_json(opened.attempt, _running(plan).to_json())
+    opened.sampler = SamplerProcess(
+        opened.attempt,
+        trace,
+        settings,
+        gpu=settings.gpu == "auto" and job.gpus != 0,
+        live={
+            "path": plan["live"],
+            "labels": {"rule": job.rule, "stage": job.stage, "id": identity},
+            "factors": _factors(plan["estimator"], settings),
+        },
+    )
+    seen = read_text(trace)
+    zones = list(seen.zones) if settings.cpu_attribution == "whole_device" else []
+    opened.presence = Presence(identity, job.rule, [*seen.gpus, *zones])
+    _synchronise()
+    opened.emit("open")
+    return opened
+
+
+def _plan(
+    job: Job,
+    settings: EnergySettings,
+    carbon: CarbonSettings | None,
+    baseline: Baseline | None,
+) -> dict[str, Any]:
+    """All that a closing window needs besides its samples, as plain values."""
     start_ns, start_utc_ns = time.monotonic_ns(), time.time_ns()
     earlier = read_attempts(job.attempts, job.rule, dict(job.wildcards), sweep=False)
-    identity = secrets.token_hex(4)
-    stamp = utc(start_utc_ns).replace("-", "").replace(":", "")
-    attempt = job.attempts / f"{stamp}-{identity}.json"
     record = Attempt(
-        id=identity,
+        id=secrets.token_hex(4),
         rule=job.rule,
         stage=job.stage,
         role=job.role,
@@ -185,13 +216,12 @@ def _open(
         repeat=job.repeat,
         seed=job.seed,
     )
-    run, env = run_of(job.workflow_id, job.config_sha256), env_of()
     estimated = settings.cpu in ("auto", "estimate") or settings.dram == "auto"
-    live = (settings.live or job.attempts).absolute() / f"angelshare-{identity}.prom"
-    plan: dict[str, Any] = {
+    live = (settings.live or job.attempts).absolute() / f"angelshare-{record.id}.prom"
+    return {
         "record": record.model_dump(mode="json"),
-        "run": run.model_dump(mode="json"),
-        "env": env.model_dump(mode="json"),
+        "run": run_of(job.workflow_id, job.config_sha256).model_dump(mode="json"),
+        "env": env_of().model_dump(mode="json"),
         "settings": settings.model_dump(mode="json"),
         "estimator": dataclasses.asdict(estimator(settings.cpu_tdp_w)) if estimated else None,
         "carbon": plan_carbon(carbon, start_utc_ns / 1e9) if carbon is not None else None,
@@ -201,29 +231,6 @@ def _open(
         "start_ns": start_ns,
         "start_utc_ns": start_utc_ns,
     }
-    job.attempts.mkdir(parents=True, exist_ok=True)
-    text_trace(attempt).write_text(json.dumps({"k": "plan", "plan": plan}) + "\n")
-    publish_json(attempt, _running(record, run, env, start_utc_ns, start_ns, settings).to_json())
-    opened = Window(attempt)
-    gpu = settings.gpu == "auto" and job.gpus != 0
-    opened.live = live
-    opened.sampler = SamplerProcess(
-        attempt,
-        text_trace(attempt),
-        settings,
-        gpu=gpu,
-        live={
-            "path": str(live),
-            "labels": {"rule": job.rule, "stage": job.stage, "id": identity},
-            "factors": _factors(plan["estimator"], settings),
-        },
-    )
-    seen = read_text(text_trace(attempt))
-    zones = list(seen.zones) if settings.cpu_attribution == "whole_device" else []
-    opened.presence = Presence(identity, job.rule, [*seen.gpus, *zones])
-    _synchronise()
-    opened.emit("open")
-    return opened
 
 
 def _factors(load: dict[str, Any] | None, settings: EnergySettings) -> dict[str, float]:
@@ -237,26 +244,30 @@ def _factors(load: dict[str, Any] | None, settings: EnergySettings) -> dict[str,
     }
 
 
-def _running(
-    record: Attempt, run: Run, env: Env, utc_ns: int, mono_ns: int, settings: EnergySettings
-) -> Record:
+def _running(plan: dict[str, Any]) -> Record:
+    """The record of a window that has just opened."""
     nothing = Interval(value=0.0, low=0.0, high=0.0)
+    now_utc = utc(plan["start_utc_ns"])
     return Record(
-        record=record,
-        run=run,
+        record=Attempt.model_validate(plan["record"]),
+        run=Run.model_validate(plan["run"]),
         time=Time(
-            start_utc=utc(utc_ns),
-            end_utc=utc(utc_ns),
+            start_utc=now_utc,
+            end_utc=now_utc,
             duration_s=0.0,
-            start_mono_ns=mono_ns,
-            end_mono_ns=mono_ns,
+            start_mono_ns=plan["start_ns"],
+            end_mono_ns=plan["start_ns"],
         ),
-        env=env,
+        env=Env.model_validate(plan["env"]),
         scope=Scope(boundary="nothing", exclusive=False),
         components=[],
         total=Total(energy_j=nothing, measured_j=0.0, estimated_j=0.0, missing=[]),
         trace=TraceFile(path="", sha256="", rows=0),
-        meter=Meter(name="angelshare", version=angelshare.__version__, period_s=settings.period_s),
+        meter=Meter(
+            name="angelshare",
+            version=angelshare.__version__,
+            period_s=plan["settings"]["period_s"],
+        ),
     )
 
 

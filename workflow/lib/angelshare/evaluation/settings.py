@@ -10,6 +10,8 @@ from angelshare.settings import Settings
 class EvaluationSettings(Settings):
     """How a model is scored through lm-evaluation-harness; greedy unless a task says otherwise."""
 
+    execution = frozenset({"batch_size"})
+
     tasks: list[str] = Field(default=["word_problems"], min_length=1)
     """Harness task names: this project's ``word_problems`` or any of the harness's own
     (``gsm8k``, ``mmlu``, ``ifeval``, …)."""

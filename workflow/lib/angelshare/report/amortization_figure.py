@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from angelshare.accounting.names import pretty
+from angelshare.accounting.order import students_by_size
 from angelshare.accounting.tables import Tables
 from angelshare.accounting.units import Unit, energy_unit, number
-from angelshare.report.axes import PLAIN, log_x, students_by_size
+from angelshare.report.axes import PLAIN, log_x
 from angelshare.report.style import INK, looks
 
 _DASHES = (0, (4, 2))

@@ -7,11 +7,11 @@ from typing import Any
 import polars as pl
 
 from angelshare.accounting.names import pretty, stage_name
+from angelshare.accounting.order import ordered_settings, students_by_size
 from angelshare.accounting.tables import Tables
 from angelshare.accounting.uncertainty import VIEWS
 from angelshare.accounting.units import energy_unit
 from angelshare.report.amortization_figure import most_runs
-from angelshare.report.axes import ordered_settings, students_by_size
 from angelshare.report.stages_figure import stage_means
 from angelshare.report.style import VIEW_TITLES, looks, stage_color, stage_order
 
@@ -112,11 +112,12 @@ def _break_even(tables: Tables) -> list[dict[str, Any]]:
         "high": "n_star_high",
     }
     known = tables.break_even.filter(pl.col("distilled_student_j").is_not_null())
+    order = ordered_settings(tables)
     return [
         {
             "name": pretty(row["setting"]),
             **{key: row[key] for key in ("pipeline", "student", "consumers")},
             **{key: row[column] for key, column in names.items()},
         }
-        for row in known.rows(named=True)
+        for row in sorted(known.rows(named=True), key=lambda row: order.index(row["setting"]))
     ]

@@ -11,10 +11,10 @@ import polars as pl
 from angelshare.accounting.attempts import WASTED
 from angelshare.accounting.findings import chance, percent, t_star_text
 from angelshare.accounting.names import VIEW_NAMES, pretty, stage_name
+from angelshare.accounting.order import ordered_settings
 from angelshare.accounting.tables import Tables
 from angelshare.accounting.uncertainty import VIEWS
 from angelshare.accounting.units import energy_unit, number
-from angelshare.report.axes import ordered_settings
 
 DASH = "–"
 
@@ -236,9 +236,12 @@ def ledger(tables: Tables) -> Table | None:
         }
         for row in tables.artifacts.rows(named=True)
     ]
+    policies = tables.shares["policy"].unique().to_list() or ["none"]
+    policy = str(policies[0]).replace("_", " ")
     caption = (
         "Every artifact is one bill, failed attempts included, split over all runs of all teams "
-        "that read it. “Saved by sharing” is what making it once per run would have cost more."
+        f"that read it (policy: {policy}). “Saved by sharing” is what making it once per run would "
+        "have cost more."
     )
     return table("ledger", caption, rows)
 

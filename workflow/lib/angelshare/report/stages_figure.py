@@ -10,9 +10,10 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from angelshare.accounting.names import pretty, stage_name
+from angelshare.accounting.order import ordered_settings
 from angelshare.accounting.tables import Tables
 from angelshare.accounting.units import Unit, energy_unit, number
-from angelshare.report.axes import PLAIN, ordered_settings
+from angelshare.report.axes import PLAIN
 from angelshare.report.style import INK, VIEW_TITLES, stage_color, stage_order
 
 _MOST_BARS = 60

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from angelshare.accounting.names import KNOWN_PIPELINES
+
 VIEW_TITLES = {
     "student_only": "Student only",
     "one_off": "One-off",
@@ -42,9 +44,6 @@ _LOOKS = (
     Look("#999933", "h", "hexagon"),
 )
 
-_KNOWN = ("sft", "kd", "synthetic_sft", "feature", "relation")
-"""Pipelines with a look of their own; others take the looks that are left."""
-
 _STAGE_COLORS = {
     "preprocess": "#c8ccd2",
     "teacher_logits": "#882255",
@@ -61,13 +60,11 @@ _STAGE_COLORS = {
 
 def looks(pipelines: Iterable[str]) -> dict[str, Look]:
     """A look for every pipeline, the same whatever else is shown: known ones have fixed places."""
-    others = sorted(set(pipelines) - set(_KNOWN))
-    names = [name for name in _KNOWN if name in set(pipelines)] + others
-    free = _LOOKS[len(_KNOWN) :]
-    return {
-        name: _LOOKS[_KNOWN.index(name)] if name in _KNOWN else free[others.index(name) % len(free)]
-        for name in names
-    }
+    others = sorted(set(pipelines) - set(KNOWN_PIPELINES))
+    names = [name for name in KNOWN_PIPELINES if name in set(pipelines)] + others
+    free = _LOOKS[len(KNOWN_PIPELINES) :]
+    fixed = dict(zip(KNOWN_PIPELINES, _LOOKS, strict=False))
+    return {name: fixed.get(name) or free[others.index(name) % len(free)] for name in names}
 
 
 def stage_color(stage: str) -> str:

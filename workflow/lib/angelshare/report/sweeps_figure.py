@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from angelshare.accounting.names import pretty
+from angelshare.accounting.order import students_by_size
 from angelshare.accounting.tables import Tables
 from angelshare.accounting.units import Unit, energy_unit
-from angelshare.report.axes import PLAIN, students_by_size
+from angelshare.report.axes import PLAIN
 from angelshare.report.style import looks
 
 _DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))

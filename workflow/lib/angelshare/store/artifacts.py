@@ -60,8 +60,6 @@ class Receipt(Settings):
     files: list[StoredFile]
     rows: int = 0
     tokens: int = 0
-    facts: dict[str, Any] = {}
-    """What the stage found out and a reader must check (tokenizer digest, vocabulary size)."""
     inputs: dict[str, str] = {}
     """Content digest of each input by its role."""
 
@@ -206,7 +204,6 @@ class Artifact:
         inputs: Mapping[str, str],
         rows: int = 0,
         tokens: int = 0,
-        facts: Mapping[str, Any] | None = None,
     ) -> Receipt:
         """Store a part's files as objects, then publish its receipt: in that order, always.
 
@@ -228,7 +225,6 @@ class Artifact:
             files=stored,
             rows=rows,
             tokens=tokens,
-            facts=dict(facts or {}),
             inputs=dict(inputs),
         )
         while not publish_first(self.receipt_path(part), to_json(receipt)):

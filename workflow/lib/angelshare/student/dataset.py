@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from angelshare.data.sequences import Encoded, EncodedRow, encode_table
+from angelshare.data.tokenizer import tokenizer_digest
 from angelshare.errors import AngelshareError
 from angelshare.student.losses import IGNORED, grid_index
 from angelshare.teacher.cache import LogitCache
@@ -87,14 +88,16 @@ class DistilledDataset(EncodedDataset):
         """Encode ``table`` and align every row with ``cache``.
 
         ``AngelshareError`` when a row is not in the cache or was other tokens there, when the
-        vocabularies differ, or when ``temperature`` is not one of the cache's grid.
+        tokenizers differ, or when ``temperature`` is not one of the cache's grid.
         """
         self.column = grid_index(temperature, cache.info.temperatures)
         super().__init__(table, tokenizer, max_length)
-        if cache.info.vocab_size != len(tokenizer):
+        found = tokenizer_digest(tokenizer)
+        if cache.info.tokenizer_sha256 != found:
             raise AngelshareError(
-                f"the logit cache ranges over {cache.info.vocab_size} tokens, the student's "
-                f"tokenizer has {len(tokenizer)}: token ids mean different things on the two "
+                f"the logit cache was made with another tokenizer ({cache.info.vocab_size} tokens, "
+                f"digest {cache.info.tokenizer_sha256}; the student's: {len(tokenizer)} tokens, "
+                f"{found}): ids, special tokens or chat template mean different things on the two "
                 "sides. Use the teacher's tokenizer, or distil from a synthetic corpus instead"
             )
         self.cache = cache

@@ -95,6 +95,8 @@ class StoppingSettings(Settings):
 class TrainingSettings(Settings):
     """How every student is trained, whatever the pipeline."""
 
+    execution = frozenset({"eval_batch_size"})
+
     max_steps: int = Field(default=1000, gt=0)
     """Optimizer steps of the whole schedule."""
     max_epochs: float | None = Field(default=None, gt=0)

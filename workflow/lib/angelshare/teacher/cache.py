@@ -13,7 +13,7 @@ import json
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 
@@ -54,6 +54,8 @@ class CacheInfo:
     """The grid of ``log_partition``, ascending; contains 1.0."""
     vocab_size: int
     """Tokens the distribution ranges over: the tokenizer's, without padding rows."""
+    tokenizer_sha256: str
+    """``tokenizer_digest`` of what the teacher read with: equal ids do not mean equal tokens."""
     sequences: int
     """Rows."""
     targets: int
@@ -157,20 +159,16 @@ class LogitCache:
             raise AngelshareError("a logit cache has at least one part file")
         self._files = [_open_part(Path(path)) for path in paths]
         infos = [_read_info(file, path) for file, path in zip(self._files, paths, strict=True)]
-        for info, path in zip(infos, paths, strict=True):
-            if (info.k, info.temperatures, info.vocab_size) != (
-                infos[0].k,
-                infos[0].temperatures,
-                infos[0].vocab_size,
-            ):
-                raise AngelshareError(f"{path}: its k, temperatures or vocabulary differ: {infos}")
-        self.info = CacheInfo(
-            k=infos[0].k,
-            temperatures=infos[0].temperatures,
-            vocab_size=infos[0].vocab_size,
+        self.info = replace(
+            infos[0],
             sequences=sum(info.sequences for info in infos),
             targets=sum(info.targets for info in infos),
         )
+        for info, path in zip(infos, paths, strict=True):
+            if replace(info, sequences=0, targets=0) != replace(infos[0], sequences=0, targets=0):
+                raise AngelshareError(
+                    f"{path}: its k, temperatures, vocabulary or tokenizer differ: {infos}"
+                )
         self._groups = [
             (file, group) for file in self._files for group in range(file.num_row_groups)
         ]

@@ -27,11 +27,11 @@ from transformers import (
 
 from angelshare.data.problems import Problem, teacher_problems
 from angelshare.data.sequences import Encoded, encode
-from angelshare.data.settings import TokenizerSettings, WordProblems
-from angelshare.data.tokenizer import problem_tokenizer, save_tokenizer
+from angelshare.data.settings import WordProblems
+from angelshare.data.tokenizer import save_tokenizer, tokenizer_digest
 from angelshare.errors import AngelshareError
 from angelshare.files import publishing
-from angelshare.teacher.models import save_model
+from angelshare.teacher.models import load_tokenizer, save_model
 from angelshare.teacher.settings import DemoTeacher
 
 Progress = Callable[[int, int, str], None]
@@ -81,23 +81,29 @@ class Checkpoint:
 def train_demo_teacher(
     settings: DemoTeacher,
     problems: WordProblems,
-    tokenizer: TokenizerSettings,
+    tokenizer: Path,
     out: Path,
     *,
     checkpoints: Path,
     progress: Progress,
     count: Callable[..., None],
 ) -> DemoTeacherStats:
-    """Train and write a Hugging Face folder (weights, config, tokenizer) to ``out``.
+    """Train with the tokenizer in folder ``tokenizer``; write a Hugging Face folder to ``out``.
 
     ``checkpoints`` is a private folder: a run that finds its own checkpoint there goes on from it.
     ``count(trained=…)`` receives tokens without padding.
     """
     sample = teacher_problems(problems, settings.problems)
-    trained_tokenizer = problem_tokenizer(tokenizer, problems)
+    trained_tokenizer = load_tokenizer(tokenizer)
     sequences = [_encode(trained_tokenizer, problem, settings.max_length) for problem in sample]
     model = _new_model(settings, trained_tokenizer)
-    identity = "\n".join(part.model_dump_json() for part in (settings, problems, tokenizer))
+    identity = "\n".join(
+        [
+            settings.model_dump_json(),
+            problems.model_dump_json(),
+            tokenizer_digest(trained_tokenizer),
+        ]
+    )
     checkpoint = Checkpoint(checkpoints / CHECKPOINT, identity)
     stats = _train(model, sequences, settings, checkpoint, progress, count)
     save_model(model, out)

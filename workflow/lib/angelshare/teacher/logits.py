@@ -19,6 +19,7 @@ from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from angelshare.data.sequences import EncodedRow, encode_table
+from angelshare.data.tokenizer import tokenizer_digest
 from angelshare.errors import AngelshareError
 from angelshare.teacher.cache import CachedTargets, CacheInfo, write_cache
 from angelshare.teacher.models import load_causal_lm, load_tokenizer
@@ -104,6 +105,7 @@ def capture_logits(
         k=settings.top_k,
         temperatures=settings.temperatures,
         vocab_size=head.vocab_size,
+        tokenizer_sha256=tokenizer_digest(tokenizer),
         sequences=len(rows),
         targets=sum(sum(row.encoded.targets) for row in rows),
     )

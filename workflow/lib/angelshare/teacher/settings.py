@@ -12,6 +12,8 @@ from angelshare.settings import Settings
 class DemoTeacher(Settings):
     """A small OLMo-2 trained here on word problems of its own, where no hub can be reached."""
 
+    execution = frozenset({"checkpoint_steps"})
+
     seed: int = Field(default=0, ge=0)
     """Decides the initial weights and the order of the problems."""
     problems: int = Field(default=20000, gt=0)
@@ -54,6 +56,8 @@ class DemoTeacher(Settings):
 class CaptureSettings(Settings):
     """What is kept of the teacher's distribution at each target position."""
 
+    execution = frozenset({"batch_tokens"})
+
     top_k: int = Field(default=16, gt=0)
     """Most probable tokens kept per position."""
     temperatures: tuple[float, ...] = (1.0, 2.0, 4.0)
@@ -77,6 +81,8 @@ class CaptureSettings(Settings):
 
 class DecodingSettings(Settings):
     """How the teacher answers prompts."""
+
+    execution = frozenset({"batch_size"})
 
     backend: Literal["transformers", "vllm"] = "transformers"
     """The program that generates."""

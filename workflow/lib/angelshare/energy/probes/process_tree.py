@@ -59,29 +59,35 @@ class ProcessTree:
         if process is not None:
             self.members[root] = process
 
-    def sample(self) -> tuple[float, int]:
-        """Cumulative CPU seconds of the tree (own, waited-for and lost) and its resident bytes."""
+    def sample(self, discover: bool = True) -> tuple[float, int]:
+        """Cumulative CPU seconds of the tree (own, waited-for and lost) and its resident bytes.
+
+        Without ``discover`` no new descendants are looked for; theirs is counted when they are seen
+        or waited for.
+        """
         before = self.members
         self.members = self._alive(before)
+        if discover:
+            self._adopt(self.members)
         self.lost_ticks += _lost(before, self.members)
         total = sum(process.total for process in self.members.values()) + self.lost_ticks
         pages = sum(process.pages for process in self.members.values())
         return total * TICK_S, pages * PAGE_BYTES
 
     def _alive(self, before: dict[int, _Process]) -> dict[int, _Process]:
+        readings = {pid: _read(pid) for pid in before}
+        return {
+            pid: process
+            for pid, process in readings.items()
+            if process is not None and process.start == before[pid].start
+        }
+
+    def _adopt(self, alive: dict[int, _Process]) -> None:
+        """Add the new processes whose ancestors lead to a member; remember all other entries."""
         names = set(os.listdir("/proc"))
         self.strangers &= names
-        alive: dict[int, _Process] = {}
-        for pid, known in before.items():
-            process = _read(pid)
-            if process is not None and process.start == known.start:
-                alive[pid] = process
-                names.discard(str(pid))
-        self._adopt(names - self.strangers, alive)
-        return alive
-
-    def _adopt(self, names: set[str], alive: dict[int, _Process]) -> None:
-        """Add the new processes whose ancestors lead to a member; remember all other entries."""
+        names -= self.strangers
+        names.difference_update(map(str, alive))
         pids = [int(name) for name in names if name.isdigit()]
         fresh = {pid: process for pid in pids if (process := _read(pid)) is not None}
         grew = True
@@ -111,6 +117,32 @@ def _lost(before: dict[int, _Process], alive: dict[int, _Process]) -> int:
         risen = alive[heir].children_ticks - before[heir].children_ticks if heir in before else 0
         lost += max(0, ticks - risen)
     return lost
+
+
+def cgroup_file(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") -> str | None:
+    """The file with the CPU time of this process's control group; None in the root group."""
+    with open(own, encoding="utf-8") as stream:
+        lines = [line.rstrip("\n").split(":", 2) for line in stream]
+    for _, controllers, path in lines:
+        if path == "/":
+            continue
+        names = [f"{root}{path}/cpu.stat"] if not controllers else []
+        if "cpuacct" in controllers.split(","):
+            names = [f"{root}/{mount}{path}/cpuacct.usage" for mount in (controllers, "cpuacct")]
+        for name in names:
+            if os.path.exists(name):
+                return name
+    return None
+
+
+def cgroup_s(path: str) -> float | None:
+    """CPU seconds of a control group: ``usage_usec`` of version 2, nanoseconds of version 1."""
+    try:
+        with open(path, "rb", buffering=0) as stream:
+            first = stream.readline().split()
+    except OSError:
+        return None
+    return int(first[1]) / 1e6 if first[0] == b"usage_usec" else int(first[0]) / 1e9
 
 
 def machine_busy_s() -> float:

@@ -30,6 +30,7 @@ from angelshare.energy.probes import nvml, rapl
 from angelshare.energy.probes.live import Live
 from angelshare.energy.probes.process_tree import (
     ProcessTree,
+    cgroup_s,
     machine_busy_s,
     machine_used_bytes,
     start_ticks,
@@ -37,6 +38,7 @@ from angelshare.energy.probes.process_tree import (
 
 ROLL_STEP_S = 0.02
 ROLL_LIMIT_S = 0.3
+DISCOVER_EVERY_NS = 1_000_000_000
 SYNC_EVERY_NS = 5_000_000_000
 
 
@@ -48,6 +50,7 @@ class Sampler:
         self.parent = os.getppid()
         self.trace = os.open(orders["trace"], os.O_WRONLY | os.O_APPEND)
         self.tree = ProcessTree(self.parent)
+        self.cgroup: str | None = orders["cgroup"]
         self.gpus: list[nvml.Gpu] = []
         self.zones: list[rapl.Zone] = []
         remarks: list[str] = []
@@ -72,10 +75,10 @@ class Sampler:
         """Append one line; it is with the kernel when this returns, on disk within seconds."""
         os.write(self.trace, json.dumps(line, separators=(",", ":")).encode() + b"\n")
 
-    def sample(self) -> list[int | None]:
+    def sample(self, *, discover: bool = True) -> list[int | None]:
         """Read everything once; returns the GPUs' counters."""
         rows = [gpu.sample() for gpu in self.gpus]
-        cpu_s, resident_bytes = self.tree.sample()
+        cpu_s, resident_bytes = self.tree.sample(discover)
         busy_s = machine_busy_s()
         counters = [zone.read() for zone in self.zones]
         now_ns = time.monotonic_ns()
@@ -85,6 +88,7 @@ class Sampler:
             utc=time.time_ns(),
             boot=time.clock_gettime_ns(time.CLOCK_BOOTTIME),
             cpu=round(cpu_s, 3),
+            cgroup=cgroup_s(self.cgroup) if self.cgroup else None,
             busy=round(busy_s, 3),
             rss=resident_bytes,
             used=machine_used_bytes(),
@@ -118,12 +122,15 @@ class Sampler:
         """Sample on an absolute schedule; returns ``close`` or ``parent_died``."""
         pending = b""
         due_ns = time.monotonic_ns()
+        discovered_ns = 0
         while True:
             now_ns = time.monotonic_ns()
             if now_ns >= due_ns:
                 if os.getppid() != self.parent:
                     return "parent_died"
-                self.sample()
+                discover = now_ns - discovered_ns >= DISCOVER_EVERY_NS
+                discovered_ns = now_ns if discover else discovered_ns
+                self.sample(discover=discover)
                 due_ns += self.period_ns * ((now_ns - due_ns) // self.period_ns + 1)
             ready, _, _ = select.select([0], [], [], max(0.0, (due_ns - time.monotonic_ns()) / 1e9))
             if not ready:
