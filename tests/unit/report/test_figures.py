@@ -60,7 +60,11 @@ def test_one_run_is_a_figure_too(tmp_path: Path) -> None:
     )
     tables = account_csv(tmp_path / "stages.csv", tmp_path / "quality.csv", tmp_path / "out")
     assert tables.frontier["on_frontier"].all()
-    assert set(write_figures(tables, tmp_path / "figures")) == {"frontier", "stages"}
+    assert frontier_figure(tables) is not None
+    assert amortization_figure(tables) is None
+    paths = write_figures(tables, tmp_path / "figures")
+    assert set(paths) == set(FIGURES)
+    assert all(path.stat().st_size for kinds in paths.values() for path in kinds.values())
 
 
 def test_units_follow_the_largest_value(demo_tables: Tables, paper_tables: Tables) -> None:

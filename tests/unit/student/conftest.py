@@ -63,7 +63,7 @@ def position_logits(model: torch.nn.Module, row: EncodedRow) -> torch.Tensor:
 
 
 def write_cache_of(
-    model: torch.nn.Module, tokenizer: Path, rows: Sequence[EncodedRow], path: Path, k: int = 8
+    model: torch.nn.Module, tokenizer: Path, rows: Sequence[EncodedRow], path: Path
 ) -> None:
     """The logit cache of ``model``, which reads with ``tokenizer``, over ``rows``."""
     cached = []

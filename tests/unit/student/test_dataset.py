@@ -115,16 +115,6 @@ def test_another_tokenizer_is_refused(
         DistilledDataset(in_splits(problems, ["train"]), tokenizer, MAX_LENGTH, cache, 1.0)
 
 
-def test_another_tokenizer_of_the_same_size_is_refused(
-    problems: pa.Table, tokenizer_folder: Path, cache_path: Path
-) -> None:
-    cache = LogitCache([cache_path])
-    cache.info = replace(cache.info, tokenizer_sha256="0" * 64)
-    tokenizer = load_tokenizer(tokenizer_folder)
-    with pytest.raises(AngelshareError, match=r"chat templates.*distil from a synthetic corpus"):
-        DistilledDataset(in_splits(problems, ["train"]), tokenizer, MAX_LENGTH, cache, 1.0)
-
-
 def test_rows_without_an_answer_are_dropped_and_counted(
     problems: pa.Table, tokenizer_folder: Path
 ) -> None:

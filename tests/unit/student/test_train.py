@@ -77,7 +77,6 @@ def test_sft_and_kd_share_one_path_and_leave_a_loadable_model(
         load_causal_lm(sft.out),
         sft.tokenizer,
         rows,
-        Path(sft.tokenizer),
         tmp_path / "cache.parquet",
     )
     kd = make_request(
@@ -104,7 +103,6 @@ def test_a_student_of_a_cache_needs_its_temperature_on_the_grid(
         load_causal_lm(request.out),
         request.tokenizer,
         rows,
-        Path(request.tokenizer),
         tmp_path / "cache.parquet",
     )
     kd = make_request("kd", cache=[tmp_path / "cache.parquet"], loss=LossSettings(temperature=3.0))

@@ -132,7 +132,9 @@ def test_parts_that_disagree_or_cannot_be_read_are_refused(tmp_path) -> None:
         k=2, temperatures=(1.0, 2.0), vocab_size=9, tokenizer_sha256="ab", sequences=1, targets=4
     )
     write_cache(tmp_path / "b", make_rows([4], k=2), other)
-    with pytest.raises(AngelshareError, match="b: its k, temperatures, vocabulary or tokenizer differ"):
+    with pytest.raises(
+        AngelshareError, match="b: its k, temperatures, vocabulary or tokenizer differ"
+    ):
         LogitCache([tmp_path / "a", tmp_path / "b"])
     (tmp_path / "c").write_bytes(b"not parquet")
     with pytest.raises(AngelshareError, match="c: not a readable Parquet file"):

@@ -31,6 +31,13 @@ FIGURES: dict[str, Callable[[Tables], Figure | None]] = {
 }
 """Every figure by the name of its files; None where the tables hold nothing to draw."""
 
+_NEEDS = {
+    "frontier": "needs runs with a score on every benchmark",
+    "stages": "needs attempts that are charged to a run",
+    "amortization": "needs distilled runs with a baseline to compare with",
+    "sweeps": "needs settings that differ in one hyperparameter",
+}
+
 _RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8.5,
@@ -56,17 +63,26 @@ _RC: dict[Any, Any] = {
 
 
 def write_figures(tables: Tables, out_dir: Path) -> dict[str, dict[str, Path]]:
-    """Draw every figure for which the tables hold data; the paths by figure and format."""
+    """Draw every figure in every format; the paths by figure and format.
+
+    A figure for which the tables hold nothing says so, so that the same files always exist.
+    """
     paths: dict[str, dict[str, Path]] = {}
     for name, draw in FIGURES.items():
         with mpl.rc_context(_RC):
-            figure = draw(tables)
-            if figure is None:
-                continue
+            figure = draw(tables) or _nothing(name)
             paths[name] = {kind: out_dir / f"{name}.{kind}" for kind in FORMATS}
             for kind, path in paths[name].items():
                 _save(figure, path, kind)
     return paths
+
+
+def _nothing(name: str) -> Figure:
+    """A figure that says why it is empty."""
+    figure = Figure(figsize=(5.0, 1.2))
+    text = f"{name}: {_NEEDS[name]}, and this study has none."
+    figure.text(0.5, 0.5, text, ha="center", va="center", color=INK)
+    return figure
 
 
 def _save(figure: Figure, path: Path, kind: str) -> None:
