@@ -4,7 +4,7 @@
 # Outputs: results/report.html (opens offline), results/figures/
 # Paid by: nobody's bill; stated apart
 
-FIGURES = ["frontier", "stages", "amortization"]
+FIGURES = ["frontier", "stages", "amortization", "sweeps"]
 
 
 rule frontiers:

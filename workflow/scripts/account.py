@@ -3,8 +3,6 @@
 from pathlib import Path
 
 import unpack
-from angelshare.accounting.tables import write_tables
-from angelshare.gather import gather
 from angelshare.jobs import job
 
 with job(
@@ -13,6 +11,13 @@ with job(
     attempts=unpack.attempts(snakemake),
     **unpack.common(snakemake),
 ) as context:
-    study = gather(context.config, context.study, context.store)
-    out = Path(snakemake.output.tables[0]).parent
-    write_tables(study, context.config.accounting, out)
+    # Imported inside the window: loading costs energy too.
+    from angelshare.accounting.tables import write_tables
+    from angelshare.gather import gather
+
+    write_tables(
+        gather(context.config, context.study, context.store),
+        context.config.accounting,
+        Path(snakemake.output.tables[0]).parent,
+        memory=Path(context.config.results, "accounting-memory"),
+    )

@@ -20,6 +20,7 @@ with job(
 
     tables = read_tables(Path(snakemake.input.tables[0]).parent)
     write_figures(tables, Path(snakemake.output.figures[0]).parent)
-    write_report(tables, Path(snakemake.output.report))
+    facts = {"Team": context.config.store.team_id(), "Store": context.config.store.root}
+    write_report(tables, Path(snakemake.output.report), facts=facts)
     lines = "".join(f"{line}\n" for line in headlines(tables))
     publish_bytes(Path(snakemake.output.findings), lines.encode())

@@ -134,6 +134,9 @@ def test_every_wrap_is_caught(watts: list[int], first: int) -> None:
         counters.append(total % RANGE_UJ)
     busy = [float(second) for second in range(len(counters))]
     found = package(trace_of(counters, busy, busy), cpu_attribution="whole_device").component
+    if sum(watts) == 0:
+        assert found.energy_j is None, "a counter that never moved resolves nothing"
+        return
     assert found.energy_j == pytest.approx(sum(watts), abs=1e-3)
     assert found.counter is not None
     assert found.counter.wraps == total // RANGE_UJ
@@ -183,7 +186,8 @@ def test_the_load_model_is_codecarbons_process_mode() -> None:
     trace.zones = {}
     cpu, dram = measure_cpu(trace, EnergySettings(period_s=1.0), LOAD, {})
     assert cpu.component.energy_j == pytest.approx(300.0)
-    assert cpu.component.u95_j == pytest.approx(150.0)
+    # Half of it, and one tick of 10 ms at 50 W.
+    assert cpu.component.u95_j == pytest.approx((150.0**2 + 0.5**2) ** 0.5)
     assert cpu.component.attribution == "cpu_time_share"
     assert dram.component.energy_j == pytest.approx(8.0)
     for part in (cpu, dram):
@@ -286,3 +290,19 @@ def test_control_groups_of_both_versions(
     own.write_text("0::/\n1:cpuacct:/\n")
     assert cgroup_file(str(tmp_path), str(own)) is None
     assert cgroup_s(str(tmp_path / "gone")) is None
+
+
+def test_a_living_process_is_known_to_the_millisecond() -> None:
+    tree = ProcessTree(os.getpid())
+    before_s, _ = tree.sample()
+    until = time.process_time() + 0.004
+    while time.process_time() < until:
+        pass
+    after_s, _ = tree.sample()
+    assert after_s - before_s >= 0.004
+
+
+def test_a_package_that_did_not_move_is_unresolved_not_zero() -> None:
+    found = package(trace_of([5, 5, 5], [0.0, 1.0, 2.0], [0.0, 1.0, 2.0]))
+    assert found.component.energy_j is None
+    assert [warning.code for warning in found.warnings] == ["unresolved"]

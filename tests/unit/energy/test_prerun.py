@@ -22,16 +22,20 @@ def test_estimates_have_no_idle_power(settings: EnergySettings) -> None:
     assert all("ESTIMATED" in line for line in found["verdict"])
 
 
-def test_rapl_gives_whole_packages(tmp_path: Path, settings: EnergySettings) -> None:
+def test_a_counter_that_stands_still_has_no_idle_power(
+    tmp_path: Path, settings: EnergySettings
+) -> None:
     zone = tmp_path / "intel-rapl:0"
     zone.mkdir()
     for name, text in (("name", "package-0"), ("max_energy_range_uj", "9"), ("energy_uj", "5")):
         (zone / name).write_text(text)
     rapl = settings.model_copy(update={"cpu": "auto", "powercap": tmp_path})
     found = idle_baseline(0.1, rapl)
-    # The counter stands still: a measured zero is a measurement.
-    assert found["baseline"]["idle_w"] == {"cpu0": 0.0}
+    # The counter stands still: that is not an idle power of zero.
     assert found["devices"][0]["meter"] == "rapl"
+    assert found["devices"][0]["idle_w"] is None
+    assert found["baseline"]["idle_w"] == {}
+    assert "unresolved" in found["verdict"][0]
 
 
 def test_verdict_says_what_not_to_publish() -> None:

@@ -109,7 +109,7 @@ def test_another_tokenizer_is_refused(
 ) -> None:
     """Also one that differs in its chat template alone."""
     tokenizer = load_tokenizer(tokenizer_folder)
-    tokenizer.chat_template = f"{tokenizer.chat_template} "
+    tokenizer.chat_template = f"{{# another #}}{tokenizer.chat_template}"
     cache = LogitCache([cache_path])
     with pytest.raises(AngelshareError, match=r"another tokenizer .*from a synthetic corpus"):
         DistilledDataset(in_splits(problems, ["train"]), tokenizer, MAX_LENGTH, cache, 1.0)

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from angelshare.energy.constants import Estimator
 from angelshare.energy.curves import Measured, clipped, held, sampling_of
 from angelshare.energy.measures import Component, CounterReading, Device, Power, Uncertainty
+from angelshare.energy.probes.process_tree import TICK_S
 from angelshare.energy.settings import EnergySettings
 from angelshare.energy.sidecar import Warning
 from angelshare.energy.trace import Trace
@@ -51,6 +52,10 @@ def measure_cpu(
         ]
     found = kinds["cpu_package"] + kinds["dram"]
     for part in found:
+        if part.component.energy_j == 0.0 and part.component.kind == "cpu_package":
+            part.component.energy_j = part.component.u95_j = None
+            text = f"{part.component.id}: too short to resolve, the counter did not move"
+            part.warnings.append(Warning(code="unresolved", text=text))
         if part.component.energy_j is not None:
             part.component.power = _sampling(trace, part, settings.period_s)
     return found
@@ -115,8 +120,8 @@ def _load(trace: Trace, load: Estimator, settings: EnergySettings) -> Measured:
         attribution=_attribution(trace),
         share=energy_j / full_j if full_j else 0.0,
         energy_j=energy_j,
-        u95_j=settings.model_rel95 * energy_j,
-        u=Uncertainty(model_rel95=settings.model_rel95),
+        u95_j=hypot(settings.model_rel95 * energy_j, TICK_S * watts),
+        u=Uncertainty(model_rel95=settings.model_rel95, edge_j95=TICK_S * watts),
     )
     component.device.source = load.cpu_source  # type: ignore[union-attr]
     return Measured(component=component, curve=curve)
@@ -220,7 +225,7 @@ def _shared(trace: Trace, whole: list[tuple[int, float]]) -> list[tuple[int, flo
     for (t0, before_j), (t1, now_j) in pairwise(whole):
         busy_s = times[t1].busy_s - times[t0].busy_s
         own_s = job_s[t1] - job_s[t0]
-        share = min(1.0, own_s / busy_s) if busy_s > 0 else 0.0
+        share = own_s / max(busy_s, own_s) if own_s > 0 else 0.0
         energy_j += (now_j - before_j) * share
         curve.append((t1, energy_j))
     return curve

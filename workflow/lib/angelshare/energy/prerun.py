@@ -95,6 +95,8 @@ def verdict(devices: list[dict[str, Any]]) -> list[str]:
             lines.append(f"{name}: MISSING, nothing can be read; totals will leave it out")
         elif row["quality"] == "estimated":
             lines.append(f"{name}: ESTIMATED by {row['meter']}, good to no better than 50 %")
+        elif row["idle_w"] is None:
+            lines.append(f"{name}: {row['meter']} did not move; its figures are unresolved")
         elif row["agreement_ok"] is False:
             lines.append(
                 f"{name}: measured by {row['meter']}, but integrated power differs by "

@@ -91,7 +91,6 @@ class DistilledDataset(EncodedDataset):
         tokenizers differ, or when ``temperature`` is not one of the cache's grid.
         """
         self.column = grid_index(temperature, cache.info.temperatures)
-        super().__init__(table, tokenizer, max_length)
         found = tokenizer_digest(tokenizer)
         if cache.info.tokenizer_sha256 != found:
             raise AngelshareError(
@@ -100,6 +99,7 @@ class DistilledDataset(EncodedDataset):
                 f"{found}): ids, special tokens or chat template mean different things on the two "
                 "sides. Use the teacher's tokenizer, or distil from a synthetic corpus instead"
             )
+        super().__init__(table, tokenizer, max_length)
         self.cache = cache
         self._cache_rows = _aligned(self.rows, cache, max_length)
 

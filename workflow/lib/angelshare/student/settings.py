@@ -102,7 +102,7 @@ class TrainingSettings(Settings):
     max_epochs: float | None = Field(default=None, gt=0)
     """Passes over the training data after which the schedule ends if ``max_steps`` comes later."""
     warmup_steps: int = Field(default=100, ge=0)
-    """Steps of linear warm-up before the cosine that ends at zero; at most half the schedule."""
+    """Steps of linear warm-up before the cosine that ends at zero; fewer than the schedule has."""
     batch_size: int = Field(default=4, gt=0)
     """Sequences of one forward pass."""
     accumulation: int = Field(default=16, gt=0)

@@ -1,34 +1,43 @@
 """CPU time (seconds) and resident memory (bytes) of a process and all its descendants.
 
-The CPU time is cumulative and never falls: a descendant that was waited for is in its parent's
-``cutime``, one that vanished in another way keeps what was last seen of it. The kernel counts in
-clock ticks (10 ms).
+The CPU time is cumulative: a descendant that was waited for is in its parent's ``cutime``, one that
+vanished in another way keeps what was last seen of it. A living process has a clock of its own
+(nanoseconds); what was waited for is only known in clock ticks (10 ms).
 """
 
 from __future__ import annotations
 
 import os
+import time
 
 TICK_S = 1.0 / os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class _Process:
-    """The last reading of one process: its parent, own and waited-for CPU ticks, pages."""
+    """The last reading of one process: its parent, own and waited-for CPU seconds, pages."""
 
-    __slots__ = ("children_ticks", "dead", "pages", "parent", "start", "ticks")
+    __slots__ = ("children_s", "dead", "own_s", "pages", "parent", "start")
 
-    def __init__(self, fields: list[bytes]) -> None:
+    def __init__(self, pid: int, fields: list[bytes]) -> None:
         self.dead = fields[0] in (b"Z", b"X")
         self.parent = int(fields[1])
-        self.ticks = int(fields[11]) + int(fields[12])
-        self.children_ticks = int(fields[13]) + int(fields[14])
+        try:
+            self.own_s = time.clock_gettime_ns(_cpu_clock(pid)) / 1e9
+        except OSError:
+            self.own_s = (int(fields[11]) + int(fields[12])) * TICK_S
+        self.children_s = (int(fields[13]) + int(fields[14])) * TICK_S
         self.start = int(fields[19])
         self.pages = int(fields[21])
 
     @property
-    def total(self) -> int:
-        return self.ticks + self.children_ticks
+    def total_s(self) -> float:
+        return self.own_s + self.children_s
+
+
+def _cpu_clock(pid: int) -> int:
+    """The id of another process's CPU clock, as clock_getcpuclockid(3) makes it on Linux."""
+    return (~pid << 3) | 2
 
 
 def _read(pid: int) -> _Process | None:
@@ -37,7 +46,7 @@ def _read(pid: int) -> _Process | None:
             content = stream.read()
     except OSError:
         return None
-    return _Process(content[content.rindex(b")") + 2 :].split())
+    return _Process(pid, content[content.rindex(b")") + 2 :].split())
 
 
 def start_ticks(pid: int) -> int | None:
@@ -54,7 +63,7 @@ class ProcessTree:
         self.members: dict[int, _Process] = {}
         self.strangers: set[str] = set()
         """Entries of /proc that are no process of ours and cannot become one."""
-        self.lost_ticks = 0
+        self.lost_s = 0.0
         process = _read(root)
         if process is not None:
             self.members[root] = process
@@ -69,10 +78,10 @@ class ProcessTree:
         self.members = self._alive(before)
         if discover:
             self._adopt(self.members)
-        self.lost_ticks += _lost(before, self.members)
-        total = sum(process.total for process in self.members.values()) + self.lost_ticks
+        self.lost_s += _lost(before, self.members)
+        total_s = sum(process.total_s for process in self.members.values()) + self.lost_s
         pages = sum(process.pages for process in self.members.values())
-        return total * TICK_S, pages * PAGE_BYTES
+        return total_s, pages * PAGE_BYTES
 
     def _alive(self, before: dict[int, _Process]) -> dict[int, _Process]:
         readings = {pid: _read(pid) for pid in before}
@@ -101,22 +110,26 @@ class ProcessTree:
         self.strangers |= names
 
 
-def _lost(before: dict[int, _Process], alive: dict[int, _Process]) -> int:
-    """Ticks of vanished members that no surviving ancestor has waited for."""
-    expected: dict[int | None, int] = {}
+def _lost(before: dict[int, _Process], alive: dict[int, _Process]) -> float:
+    """Seconds of vanished members that no surviving ancestor has waited for.
+
+    A tick each is not missed: that much ``cutime`` may round away.
+    """
+    expected: dict[int | None, float] = {}
     for pid, process in before.items():
         if pid in alive:
             continue
         heir: int | None = process.parent
         while heir is not None and heir not in alive:
             heir = before[heir].parent if heir in before else None
-        expected[heir] = expected.get(heir, 0) + process.total
-    lost = expected.pop(None, 0)
-    for heir, ticks in expected.items():
+        slack_s = 0.0 if heir is None else TICK_S
+        expected[heir] = expected.get(heir, 0.0) + process.total_s - slack_s
+    lost_s = expected.pop(None, 0.0)
+    for heir, seconds in expected.items():
         assert heir is not None
-        risen = alive[heir].children_ticks - before[heir].children_ticks if heir in before else 0
-        lost += max(0, ticks - risen)
-    return lost
+        risen_s = alive[heir].children_s - before[heir].children_s if heir in before else 0.0
+        lost_s += max(0.0, seconds - risen_s)
+    return lost_s
 
 
 def cgroup_file(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") -> str | None:

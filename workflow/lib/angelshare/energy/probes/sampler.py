@@ -87,7 +87,7 @@ class Sampler:
             t=now_ns,
             utc=time.time_ns(),
             boot=time.clock_gettime_ns(time.CLOCK_BOOTTIME),
-            cpu=round(cpu_s, 3),
+            cpu=round(cpu_s, 6),
             cgroup=cgroup_s(self.cgroup) if self.cgroup else None,
             busy=round(busy_s, 3),
             rss=resident_bytes,
