@@ -314,3 +314,15 @@ def test_what_is_not_measured_is_missing_not_zero(job: JobMaker) -> None:
     assert record.total.missing == ["cpu0", "dram"]
     assert record.record.complete is False
     assert all(part.energy_j is None for part in record.components)
+
+
+def test_an_attempt_without_a_trace_is_said_to_be_unknown(tmp_path: Path) -> None:
+    process = started(tmp_path)
+    os.kill(sampler_of(process), signal.SIGKILL)
+    process.kill()
+    process.wait()
+    for trace in (tmp_path / "attempts").glob("*.jsonl"):
+        trace.unlink()
+    (record,) = read_attempts(tmp_path / "attempts")
+    assert (record.record.status, record.record.complete) == ("killed", False)
+    assert [warning.code for warning in record.warnings or []] == ["no_trace"]

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,7 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from angelshare.config import Config, PretrainedTeacher, load_config
 from angelshare.energy import Job, window
+from angelshare.energy.machine import run_of
+from angelshare.energy.measures import Baseline
 from angelshare.errors import AngelshareError
+from angelshare.files import read_json
 from angelshare.grid import ArtifactPlan, RunPlan, Study, plan_study
 from angelshare.store.artifacts import ArtifactStore, Receipt
 from angelshare.store.consumers import Consumer, consumer_id
@@ -50,6 +53,8 @@ class Reporter:
     def __init__(self, name: str, log: Path) -> None:
         self.name = name
         self.log = log
+        self.used_j: Callable[[], float | None] = lambda: None
+        """What the job has used so far, once its window is open."""
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text("")
         self._last = 0.0
@@ -60,7 +65,9 @@ class Reporter:
         if step < of and now - self._last < PROGRESS_EVERY_S:
             return
         self._last = now
-        self.say(f"{step}/{of} {text}".rstrip())
+        used_j = self.used_j()
+        spent = "" if used_j is None else f"({used_j:,.0f} J)"
+        self.say(" ".join(part for part in (f"{step}/{of}", text, spent) if part))
 
     def say(self, text: str) -> None:
         """Write a line to the terminal and the log."""
@@ -186,8 +193,9 @@ def job(
         )
         with (
             TemporaryDirectory(prefix="angelshare-") as scratch,
-            window(what, checked.energy, checked.carbon) as opened,
+            window(what, checked.energy, checked.carbon, idle_here(checked)) as opened,
         ):
+            report.used_j = opened.used_j
             yield JobContext(
                 config=checked,
                 study=plan_study(checked),
@@ -202,6 +210,17 @@ def job(
     except Exception:
         report.say(traceback.format_exc())
         raise
+
+
+def idle_here(config: Config) -> Baseline | None:
+    """What this host's devices draw when idle, if the prerun measured it on this very boot."""
+    try:
+        machine = read_json(Path(config.results, "prerun", "machine.json"))
+    except (OSError, ValueError):
+        return None
+    if machine["run"]["boot_id"] != run_of("", None).boot_id:
+        return None
+    return Baseline.model_validate(machine["baseline"])
 
 
 class PartJob:

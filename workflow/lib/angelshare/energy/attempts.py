@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from angelshare.energy.closing import close_attempt, parquet_trace, text_trace
 from angelshare.energy.machine import is_alive
 from angelshare.energy.probes.process_tree import start_ticks
-from angelshare.energy.sidecar import Bill, Record
+from angelshare.energy.sidecar import Bill, Record, Warning
 from angelshare.energy.trace import read_text
 from angelshare.errors import AngelshareError
 from angelshare.files import publish_json
@@ -87,12 +87,12 @@ def _swept(path: Path, record: Record) -> Record:
         return record
     try:
         return close_attempt(path, status="killed", closed_by="sweeper")
-    except (OSError, ValueError):
+    except (KeyError, OSError, TypeError, ValueError) as error:
         latest = read_record(path)
-        if latest.record.status != "running":
-            return latest
-        latest.record.status = "killed"
-        latest.record.closed_by = "sweeper"
+        if latest.record.status == "running":
+            latest.record.status, latest.record.closed_by = "killed", "sweeper"
+            text = f"its trace is gone or of another version, its joules are unknown ({error!r})"
+            latest.warnings = [*(latest.warnings or []), Warning(code="no_trace", text=text)]
         return latest
 
 
