@@ -37,10 +37,10 @@ rule all_frontiers:
     default_target: True
     input:
         "<results>/report.html",
-        study_artifacts(),
+        whole(STUDY.artifacts.values()),
 
 
 # The shared teacher artifacts alone, for a team that only wants to fill the store.
 rule all_artifacts:
     input:
-        study_artifacts(),
+        whole(STUDY.artifacts.values()),

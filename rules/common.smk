@@ -51,22 +51,21 @@ def manifest(plan: ArtifactPlan):
 
 
 def receipts(plan: ArtifactPlan) -> list:
-    """The receipts of an artifact's parts, likewise."""
+    """The receipts of an artifact's parts, likewise; a layer answers for its own."""
+    if not ARTIFACTS.owns(plan.kind, plan.key):
+        return []
     folder = f"<store>/{plan.kind}/{plan.key}/parts"
     return [ancient(f"{folder}/{part:05d}.json") for part in range(plan.parts)]
+
+
+def whole(plans) -> list:
+    """What says that these artifacts are there, all parts of them."""
+    return [path for plan in plans for path in (manifest(plan), *receipts(plan))]
 
 
 def needed_by(product: Path, inputs: list) -> list:
     """The inputs of a job whose product is still to be made; none once it is there."""
     return [] if product.exists() else inputs
-
-
-def study_artifacts() -> list:
-    """Everything the study needs in the store: what a layer holds is sealed there."""
-    own = [p for p in STUDY.artifacts.values() if ARTIFACTS.owns(p.kind, p.key)]
-    return [manifest(plan) for plan in STUDY.artifacts.values()] + [
-        receipt for plan in own for receipt in receipts(plan)
-    ]
 
 
 def artifact_recipe(wildcards) -> dict:
@@ -78,7 +77,7 @@ def artifact_inputs(wildcards) -> list:
     """The manifests that a part of an artifact is made from."""
     plan = STUDY.artifacts[wildcards.key]
     receipt = ARTIFACTS.artifact(plan.kind, plan.key).receipt_path(int(wildcards.part))
-    return needed_by(receipt, [manifest(upstream) for upstream in plan.inputs.values()])
+    return needed_by(receipt, whole(plan.inputs.values()))
 
 
 def artifact_receipts(wildcards) -> list:
@@ -93,14 +92,14 @@ def run_inputs(wildcards) -> list:
     """The manifests that a student is trained from."""
     run = STUDY.runs[wildcards.run]
     trained = Path(CONFIG.results, "students", run.name, "training.json")
-    return needed_by(trained, [manifest(plan) for plan in run.inputs.values()])
+    return needed_by(trained, whole(run.inputs.values()))
 
 
 def evaluation_inputs(wildcards) -> list:
     """The manifest of the data that a student is scored on."""
     run = STUDY.runs[wildcards.run]
     scores = Path(CONFIG.results, "scores", f"{run.name}.json")
-    return needed_by(scores, [manifest(run.inputs["dataset"])])
+    return needed_by(scores, whole([run.inputs["dataset"]]))
 
 
 def run_recipe(wildcards) -> dict:
