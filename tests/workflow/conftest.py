@@ -66,6 +66,12 @@ class Checkout:
         """The configuration as plain values."""
         return yaml.safe_load(self.config_path.read_text())
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """This environment's programs with the checkout's own library."""
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        return {**os.environ, "PATH": path, "PYTHONPATH": str(self.folder / "workflow/lib")}
+
     def run(self, *command: str, check: bool = True) -> str:
         """Run a program of the environment here; return all it printed."""
         done = subprocess.run(
@@ -73,7 +79,7 @@ class Checkout:
             cwd=self.folder,
             capture_output=True,
             text=True,
-            env={**os.environ, "PYTHONPATH": str(self.folder / "workflow/lib")},
+            env=self.environment,
         )
         printed = done.stdout + done.stderr
         if check:

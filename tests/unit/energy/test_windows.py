@@ -217,6 +217,15 @@ def sampler_of(process: subprocess.Popen[Any]) -> int:
     raise AssertionError("the job has no sampler")
 
 
+def kill_both(process: subprocess.Popen[Any]) -> None:
+    """Kill a job and its sampler so that neither can do anything about the other's end."""
+    sampler = sampler_of(process)
+    os.kill(sampler, signal.SIGSTOP)
+    process.kill()
+    process.wait()
+    os.kill(sampler, signal.SIGKILL)
+
+
 def settled(folder: Path, limit_s: float = 20.0) -> Record:
     """The only attempt, once it is closed."""
     until = time.monotonic() + limit_s
@@ -234,9 +243,10 @@ def test_a_killed_job_leaves_its_joules(tmp_path: Path, victims: str) -> None:
     sampler = sampler_of(process)
     time.sleep(0.4)
     if victims == "both":
-        os.kill(sampler, signal.SIGKILL)
-    os.kill(process.pid, signal.SIGTERM if victims == "term" else signal.SIGKILL)
-    process.wait()
+        kill_both(process)
+    else:
+        os.kill(process.pid, signal.SIGTERM if victims == "term" else signal.SIGKILL)
+        process.wait()
     record = settled(tmp_path / "attempts")
     assert record.record.status == "killed"
     assert record.record.closed_by == ("sweeper" if victims == "both" else "meter")
@@ -318,9 +328,7 @@ def test_what_is_not_measured_is_missing_not_zero(job: JobMaker) -> None:
 
 def test_an_attempt_without_a_trace_is_said_to_be_unknown(tmp_path: Path) -> None:
     process = started(tmp_path)
-    os.kill(sampler_of(process), signal.SIGKILL)
-    process.kill()
-    process.wait()
+    kill_both(process)
     for trace in (tmp_path / "attempts").glob("*.jsonl"):
         trace.unlink()
     (record,) = read_attempts(tmp_path / "attempts")
