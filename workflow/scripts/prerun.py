@@ -15,8 +15,10 @@ with job(
     attempts=unpack.attempts(snakemake),
     **unpack.common(snakemake),
 ) as context:
-    machine = machine_snapshot()
-    idle = idle_baseline(IDLE_S, context.config.energy)
-    for line in idle["verdict"]:
+    found = {**machine_snapshot(), **idle_baseline(IDLE_S, context.config.energy)}
+    if any(device["component"].startswith("gpu") for device in found["devices"]):
+        # A CUDA context alone draws power: jobs are compared with the idle state they sit in.
+        found["with_context"] = idle_baseline(IDLE_S, context.config.energy, "context_open")
+    for line in found["verdict"]:
         context.report.say(line)
-    publish_json(Path(snakemake.output.machine), {**machine, **idle})
+    publish_json(Path(snakemake.output.machine), found)
