@@ -35,7 +35,7 @@ def test_a_hyperparameter_reruns_its_own_students_alone(checkout):
 
 
 def test_a_new_temperature_reads_the_cache_that_is_there(checkout):
-    edit_grid(checkout, "kd", temperature=[1.0, 2.0])
+    edit_grid(checkout, "kd", temperature=[2.0, 4.0])
     planned = checkout.planned("all_frontiers")
     assert teacher_jobs(planned) == {}
     assert planned["train_student"] == 2
