@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from angelshare.config import Config, PretrainedTeacher, load_config
 from angelshare.energy import Job, window
@@ -45,6 +45,8 @@ STAGES: dict[str, tuple[str, Role]] = {
 """Stage and role, in the sidecar's words, of the work on each kind of artifact."""
 
 PROGRESS_EVERY_S = 5.0
+
+Plan = TypeVar("Plan", ArtifactPlan, RunPlan)
 
 
 class Reporter:
@@ -292,30 +294,20 @@ def part_job(
 
 
 def planned_artifact(context: JobContext, key: str) -> ArtifactPlan:
-    """The plan of an artifact.
-
-    Raises:
-        AngelshareError: when the configuration no longer asks for it.
-    """
-    try:
-        return context.study.artifacts[key]
-    except KeyError:
-        raise AngelshareError(
-            f"no artifact of the configuration has the key {key}. "
-            "The configuration changed while the workflow ran: start it again."
-        ) from None
+    """The plan of an artifact; `AngelshareError` when the configuration no longer asks for it."""
+    return _planned(context.study.artifacts, f"artifact {key}", key)
 
 
 def planned_run(context: JobContext, run: str) -> RunPlan:
-    """The plan of a student run.
+    """The plan of a student run; `AngelshareError` when the configuration no longer asks for it."""
+    return _planned(context.study.runs, f"run {run}", run)
 
-    Raises:
-        AngelshareError: when the configuration no longer asks for it.
-    """
+
+def _planned(plans: Mapping[str, Plan], what: str, name: str) -> Plan:
     try:
-        return context.study.runs[run]
+        return plans[name]
     except KeyError:
         raise AngelshareError(
-            f"no run of the configuration is called {run}. "
-            "The configuration changed while the workflow ran: start it again."
+            f"the configuration asks for no {what}. It changed while the workflow ran: start it "
+            "again."
         ) from None
