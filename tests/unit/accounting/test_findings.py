@@ -48,7 +48,9 @@ def test_headlines_with_intervals_and_other_teams(demo_tables: Tables) -> None:
     assert "student only: KD small T=2" in frontier
     assert "KD small T=2 N* 3.98 (95 % " in break_even
     assert "; 17 consumers, reached)" in break_even
-    assert "synthetic SFT small never: the distilled student is not cheaper to train" in break_even
+    assert (
+        "synthetic SFT small N* never: the distilled student is not cheaper to train" in break_even
+    )
     assert "(18 runs of this study, 5 of others)" in reuse
 
 

@@ -1,8 +1,9 @@
-"""What the meter's tests share: a job in a temporary folder, a cache of their own."""
+"""What the meter's tests share: a job in a temporary folder, a cache and registry of their own."""
 
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from angelshare.energy import EnergySettings, Job
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        # Open windows are registered per machine: tests that run at once have one each.
+        patch.setenv("TMPDIR", machine := str(tmp_path_factory.mktemp("machine")))
+        patch.setattr(tempfile, "tempdir", machine)
         for name in ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID", "SLURM_JOB_GPUS", "SLURM_STEP_GPUS"):
             patch.delenv(name, raising=False)
         yield

@@ -106,7 +106,7 @@ def break_even_text(row: dict[str, Any]) -> str:
     if row["n_star_status"] == NEVER:
         at_best = row["n_star_low"]
         hope = f" (95 %: at best {number(at_best)})" if at_best is not None else ""
-        return f"{name} never: the distilled student is not cheaper to train{hope}"
+        return f"{name} N* never: the distilled student is not cheaper to train{hope}"
     if row["n_star"] is None:
         return f"{name} not known: {row['note']}"
     told = [f"{row['consumers']} consumers, {'reached' if row['reached'] else 'not reached'}"]
