@@ -28,7 +28,7 @@ rule prerun:
     priority: 100
     conda:
         "../environment.yml"
-    threads: workflow.cores or 1
+    threads: ALL_CORES
     message:
         "look at the machine and its meters"
     script:

@@ -23,6 +23,10 @@ except AngelshareError as error:
     raise WorkflowError(str(error))
 
 ARTIFACTS = CONFIG.store.open()
+try:
+    ALL_CORES = workflow.cores
+except WorkflowError:
+    ALL_CORES = 1  # on a cluster there is no total; a job has its node's share
 THREADS = CONFIG.hardware.threads
 GPUS = CONFIG.hardware.gpus
 
