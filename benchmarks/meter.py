@@ -1,10 +1,14 @@
 """What measuring costs: start, stop, CPU share and memory of our meter beside others, in one run.
 
-    python benchmarks/meter.py [--seconds 20] [--repeats 3] [--out benchmarks/results/meter.json]
+    python benchmarks/meter.py [--seconds 20] [--repeats 3] [--zeus PYTHON] [--out RESULTS.json]
 
 Each meter runs in fresh processes around a sleep. `bare` is a thread that reads psutil every 0.5 s,
-`nothing` the sleep alone. A meter that is not installed is left out. Times are medians; the CPU
-share counts the process and all its children; memory is the tree's resident size above `nothing`.
+`nothing` the sleep alone. zeus needs other versions of what this project uses, so it may live in an
+environment of its own: `--zeus` names that environment's python. A meter that does not run here is
+left out, and the table says so. Times are medians; the CPU share is what the kernel's CPU
+clocks (nanoseconds, ended threads included) counted for the process and all its children while the
+job slept; memory is the tree's resident size
+above `nothing`.
 """
 
 from __future__ import annotations
@@ -17,17 +21,21 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
+
+from angelshare.energy.machine import env_of
 
 FRAME = """
 import json, os, sys, time
 import psutil
 seconds, folder = float(sys.argv[1]), sys.argv[2]
 os.chdir(folder)
+def ran_s(pid):
+    return time.clock_gettime_ns((~pid << 3) | 2) / 1e9
 def tree():
     me = psutil.Process()
     found = [me, *me.children(recursive=True)]
-    cpu = sum(sum(one.cpu_times()[:2]) for one in found)
-    return cpu, sum(one.memory_info().rss for one in found)
+    return sum(ran_s(one.pid) for one in found), sum(one.memory_info().rss for one in found)
 t0 = time.perf_counter()
 {start}
 t1 = time.perf_counter()
@@ -59,7 +67,7 @@ tracker.start()
 ZEUS = """
 from zeus.monitor import ZeusMonitor
 monitor = ZeusMonitor()
-monitor.begin_window("bench")
+monitor.begin_window("bench", sync_execution=False)
 """
 BARE = """
 import threading
@@ -78,22 +86,56 @@ METERS = {
     "bare": (BARE, "ended.set(); thread.join()"),
     "angelshare": (ANGELSHARE, "opened.__exit__(None, None, None)"),
     "codecarbon": (CODECARBON, "tracker.stop()"),
-    "zeus": (ZEUS, 'monitor.end_window("bench")'),
+    "zeus": (ZEUS, 'monitor.end_window("bench", sync_execution=False)'),
 }
 
 
-def run(name: str, seconds: float) -> dict[str, float] | None:
-    """One fresh process around a sleep; None where the meter does not work here."""
+def run(name: str, python: str, seconds: float) -> dict[str, float] | str:
+    """One fresh process around a sleep; why not, where the meter does not work here."""
     start, stop = METERS[name]
     program = FRAME.format(start=start, stop=stop)
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
-            [sys.executable, "-c", program, str(seconds), folder],
+            [python, "-c", program, str(seconds), folder],
             capture_output=True,
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
-    return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else None
+    if done.returncode:
+        return (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def measure(pythons: dict[str, str], seconds: float, repeats: int) -> dict[str, Any]:
+    """Medians by meter (seconds, share of a core, bytes), and why others are left out."""
+    runs: dict[str, list[dict[str, float]]] = {}
+    left_out: dict[str, str] = {}
+    for _ in range(repeats):
+        for name in METERS:
+            found = run(name, pythons.get(name, sys.executable), seconds)
+            if isinstance(found, str):
+                left_out[name] = found
+            else:
+                runs.setdefault(name, []).append(found)
+    meters = {
+        name: {key: statistics.median(one[key] for one in each) for key in each[0]}
+        for name, each in runs.items()
+    }
+    return {"meters": meters, "left_out": left_out}
+
+
+def table(found: dict[str, Any]) -> list[str]:
+    """The figures as lines of a Markdown table."""
+    nothing = found["meters"]["nothing"]["rss_bytes"]
+    lines = ["| meter | start | stop | CPU, of a core | memory |", "|---|---|---|---|---|"]
+    for name, row in found["meters"].items():
+        lines.append(
+            f"| {name} | {row['start_s'] * 1e3:.0f} ms | {row['stop_s'] * 1e3:.0f} ms "
+            f"| {row['cpu']:.3%} | {(row['rss_bytes'] - nothing) / 2**20:.0f} MiB |"
+        )
+    lines += [f"| {name} | left out: {why} ||||" for name, why in found["left_out"].items()]
+    return lines
 
 
 def main() -> None:
@@ -101,24 +143,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--zeus", default=sys.executable, help="a python that has zeus and psutil")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    results: dict[str, dict[str, float]] = {}
-    for name in METERS:
-        runs = [run(name, arguments.seconds) for _ in range(arguments.repeats)]
-        good = [one for one in runs if one is not None]
-        if good:
-            results[name] = {key: statistics.median(one[key] for one in good) for key in good[0]}
-    nothing = results["nothing"]["rss_bytes"]
-    print(f"{'meter':12} {'start':>9} {'stop':>9} {'CPU':>9} {'memory':>10}")
-    for name, found in results.items():
-        print(
-            f"{name:12} {found['start_s'] * 1e3:6.0f} ms {found['stop_s'] * 1e3:6.0f} ms "
-            f"{found['cpu']:8.2%} {(found['rss_bytes'] - nothing) / 2**20:6.0f} MiB"
-        )
+    load = os.getloadavg()[0]
+    found = measure({"zeus": arguments.zeus}, arguments.seconds, arguments.repeats)
+    print("\n".join(table(found)))
     if arguments.out is not None:
+        found["run"] = {
+            "seconds": arguments.seconds,
+            "repeats": arguments.repeats,
+            "machine": {**env_of().model_dump(mode="json"), "load_before": load},
+        }
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+        arguments.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-SOURCE = Path(__file__).parent / "standin" / "nvml.c"
+SOURCES = Path(__file__).parent / "standin"
 
 
 @dataclass
@@ -37,9 +37,9 @@ class Nvml:
         )
 
 
-def build(folder: Path) -> Path:
-    """Compile the stand-in; the library's path."""
-    library = folder / "libnvidia-ml.so.1"
-    command = ["cc", "-O2", "-shared", "-fPIC", "-Wl,-soname,libnvidia-ml.so.1"]
-    subprocess.run([*command, "-o", str(library), str(SOURCE), "-lm"], check=True)
+def build(folder: Path, source: str = "nvml.c", name: str = "libnvidia-ml.so.1") -> Path:
+    """Compile one of the stand-ins; the library's path."""
+    library = folder / name
+    command = ["cc", "-O2", "-shared", "-fPIC", f"-Wl,-soname,{name}"]
+    subprocess.run([*command, "-o", str(library), str(SOURCES / source), "-lm"], check=True)
     return library

@@ -18,13 +18,7 @@ from angelshare.energy.constants import Estimator
 from angelshare.energy.cpu import job_cpu, measure_cpu
 from angelshare.energy.curves import Measured
 from angelshare.energy.probes import rapl
-from angelshare.energy.probes.process_tree import (
-    ProcessTree,
-    cgroup_file,
-    cgroup_s,
-    machine_busy_s,
-    machine_used_bytes,
-)
+from angelshare.energy.probes.process_tree import Machine, ProcessTree, cgroup_file, cgroup_s
 from angelshare.energy.settings import EnergySettings
 from angelshare.energy.trace import Sample, Trace
 
@@ -250,8 +244,31 @@ def test_what_an_orphan_used_is_kept() -> None:
 
 
 def test_machine_figures_are_plausible() -> None:
-    assert machine_busy_s() > 0
-    assert machine_used_bytes() > 0
+    machine = Machine()
+    assert machine.busy_s() > 0
+    assert machine.used_bytes() > 0
+
+
+def test_threads_are_no_processes() -> None:
+    """A child's threads have numbers in /proc and the child's parent, yet are counted once."""
+    program = (
+        "import threading, time\n"
+        "for _ in range(3): threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
+        "print('up', flush=True)\ntime.sleep(60)"
+    )
+    tree = ProcessTree(os.getpid())
+    tree.sample()
+    tree.sample()
+    command = [sys.executable, "-I", "-S", "-c", program]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        for _ in range(3):
+            tree.sample()
+        threads = set(map(int, os.listdir(f"/proc/{child.pid}/task")))
+        assert len(threads) == 4
+        assert threads & set(tree.members) == {child.pid}
+        child.kill()
 
 
 def test_a_control_group_is_charged_where_it_is_recorded() -> None:

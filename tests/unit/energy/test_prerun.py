@@ -6,7 +6,7 @@ from pathlib import Path
 
 from angelshare.energy import EnergySettings
 from angelshare.energy.measures import Baseline
-from angelshare.energy.prerun import idle_baseline, machine_snapshot, verdict
+from angelshare.energy.prerun import idle_baseline, machine_snapshot, trust_table, verdict
 
 
 def test_snapshot_is_plain_values() -> None:
@@ -19,7 +19,8 @@ def test_estimates_have_no_idle_power(settings: EnergySettings) -> None:
     found = idle_baseline(0.1, settings)
     assert Baseline.model_validate(found["baseline"]).idle_w == {}
     assert {row["quality"] for row in found["devices"]} == {"estimated"}
-    assert all("ESTIMATED" in line for line in found["verdict"])
+    assert {row["trust"] for row in found["table"]} == {"estimate"}
+    assert len(found["verdict"]) == len(found["devices"]) + 1
 
 
 def test_a_counter_that_stands_still_has_no_idle_power(
@@ -35,13 +36,27 @@ def test_a_counter_that_stands_still_has_no_idle_power(
     assert found["devices"][0]["meter"] == "rapl"
     assert found["devices"][0]["idle_w"] is None
     assert found["baseline"]["idle_w"] == {}
-    assert "unresolved" in found["verdict"][0]
+    assert found["table"][0]["trust"] == "no"
+    assert "unresolved" in found["verdict"][1]
 
 
-def test_verdict_says_what_not_to_publish() -> None:
+def test_one_table_says_what_to_trust() -> None:
     row = {"component": "gpu0", "device": "H100", "quality": "measured", "meter": "nvml_counter"}
-    bad = {**row, "idle_w": 70.0, "agreement_rel": 0.07, "agreement_ok": False}
-    gone = {**row, "quality": "missing"}
-    assert "do not publish" in verdict([bad])[0]
-    assert "MISSING" in verdict([gone])[0]
-    assert "70.0 W" in verdict([{**bad, "agreement_ok": True}])[0]
+    good = {**row, "idle_w": 70.0, "tick_ms": 100.0, "agreement_rel": 0.003, "agreement_ok": True}
+    bad = {**good, "agreement_rel": 0.07, "agreement_ok": False}
+    still = {**row, "idle_w": None, "agreement_ok": None}
+    gone = {**row, "device": None, "quality": "missing"}
+    guess = {**row, "quality": "estimated", "meter": "load_model"}
+    table = trust_table([good, bad, still, gone, guess, {**good, "agreement_ok": None}])
+    assert [one["trust"] for one in table] == ["measured", "no", "no", "no", "estimate", "measured"]
+    assert (table[0]["idle"], table[0]["tick"], table[0]["agreement"]) == (
+        "70.0 W",
+        "100 ms",
+        "+0.3%",
+    )
+    assert "do not publish" in table[1]["why"]
+    assert (table[3]["idle"], table[3]["device"]) == ("", "unknown model")
+    head, first, *_ = verdict([good, gone])
+    assert head.split() == list(table[0])
+    assert first.index("measured") == head.index("trust")
+    assert "no device" in verdict([])[0]

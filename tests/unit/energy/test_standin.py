@@ -156,7 +156,8 @@ def test_module_scope_and_mig_are_said(
 def test_prerun_measures_idle_and_tick(nvml: Nvml) -> None:
     nvml.play("tick 0.05", "gpu GPU-0 H100", "seg 1 72 72")
     found = idle_baseline(0.5, GPUS)
-    assert found["baseline"]["idle_w"]["GPU-0"] == pytest.approx(72, rel=0.02)
+    # Half a second with both edges known to 10 ms: 4 %, and the scheduler's delays.
+    assert found["baseline"]["idle_w"]["GPU-0"] == pytest.approx(72, rel=0.06)
     row = found["devices"][0]
     assert row["meter"] == "nvml_counter"
     assert row["tick_ms"] == pytest.approx(50, abs=25)

@@ -177,6 +177,7 @@ int nvmlDeviceGetHandleByUUID(const char *uuid, void **device) {
 int nvmlDeviceGetUUID(void *device, char *to, unsigned length) { return text(device, to, length); }
 int nvmlDeviceGetName(Gpu *gpu, char *to, unsigned length) { return text(gpu->name, to, length); }
 int nvmlDeviceGetEnforcedPowerLimit(Gpu *gpu, unsigned *mw) { (void)gpu; *mw = 700000; return OK; }
+int nvmlDeviceGetArchitecture(Gpu *gpu, unsigned *kind) { (void)gpu; *kind = 9; return OK; }
 
 int nvmlDeviceGetTotalEnergyConsumption(Gpu *gpu, unsigned long long *mj) {
   wait_latency();

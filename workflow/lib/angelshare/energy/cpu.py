@@ -99,15 +99,26 @@ def job_cpu(trace: Trace) -> list[tuple[int, float]]:
     return points
 
 
+def _until(
+    points: list[tuple[int, float]], end_ns: int, period_s: float
+) -> list[tuple[int, float]]:
+    """The points up to the end. What the sample just after it saw was used before it: children
+    that were waited for at the last moment are not cut in two."""
+    inside = [point for point in points if point[0] < end_ns]
+    late = points[len(inside) :][:1]
+    if late and late[0][0] - end_ns <= period_s * 1e9:
+        late = [(end_ns, late[0][1])]
+    return inside + late
+
+
 def _attribution(trace: Trace) -> Literal["cgroup", "cpu_time_share"]:
     return "cgroup" if trace.samples[0].cgroup_s is not None else "cpu_time_share"
 
 
 def _load(trace: Trace, load: Estimator, settings: EnergySettings) -> Measured:
     watts = load.cpu_tdp_w / load.threads
-    curve = clipped(
-        [(t, seconds * watts) for t, seconds in job_cpu(trace)], trace.start_ns, trace.end_ns
-    )
+    seen = _until(job_cpu(trace), trace.end_ns, settings.period_s)
+    curve = clipped([(t, seconds * watts) for t, seconds in seen], trace.start_ns, trace.end_ns)
     duration_s = (trace.end_ns - trace.start_ns) / 1e9
     energy_j = curve[-1][1]
     full_j = load.cpu_tdp_w * duration_s

@@ -45,7 +45,8 @@ def idle_baseline(
     settings: EnergySettings,
     state: Literal["no_context", "context_open"] = "no_context",
 ) -> dict[str, Any]:
-    """Watch the idle machine for ``seconds``: ``baseline`` (see the sidecar), ``devices`` (rows).
+    """Watch the idle machine for ``seconds``: ``baseline`` (see the sidecar), ``devices`` (rows),
+    ``table`` (:func:`trust_table`) and ``verdict`` (the same as lines of text).
 
     Each row has component, device, meter, quality, idle_w (None for estimates), tick_ms (the GPU
     counter's update interval) and agreement_rel (integrated power against the counter).
@@ -67,6 +68,7 @@ def idle_baseline(
     return {
         "baseline": _baseline(record, state).model_dump(mode="json"),
         "devices": devices,
+        "table": trust_table(devices),
         "verdict": verdict(devices),
     }
 
@@ -86,25 +88,59 @@ def _watch(seconds: float, settings: EnergySettings) -> Record:
         return validate_sidecar(job.sidecar)
 
 
+def trust_table(devices: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """One row a device, ready to print: may its figures be published, as what, and why.
+
+    ``trust`` is ``measured``, ``estimate`` or ``no``; ``idle``, ``tick`` and ``agreement`` are
+    texts with their units, empty where there is nothing to say.
+    """
+    rows = []
+    for found in devices:
+        trust, why = _judged(found)
+        idle_w, tick_ms = found.get("idle_w"), found.get("tick_ms")
+        agreement = found.get("agreement_rel")
+        rows.append(
+            {
+                "component": found["component"],
+                "device": found["device"] or "unknown model",
+                "meter": found["meter"],
+                "trust": trust,
+                "idle": "" if idle_w is None else f"{idle_w:.1f} W",
+                "tick": "" if tick_ms is None else f"{tick_ms:.0f} ms",
+                "agreement": "" if agreement is None else f"{agreement:+.1%}",
+                "why": why,
+            }
+        )
+    return rows
+
+
+def _judged(row: dict[str, Any]) -> tuple[str, str]:
+    """``trust`` of a device and the reason in words."""
+    if row["quality"] == "missing":
+        return "no", "nothing can be read; totals will leave it out"
+    if row["quality"] == "estimated":
+        return "estimate", "computed from its load, good to no better than 50 %"
+    if row["idle_w"] is None:
+        return "no", "the counter did not move; its figures are unresolved"
+    if row["agreement_ok"] is False:
+        differ = f"integrated power differs by {row['agreement_rel']:+.1%}"
+        return "no", f"{differ}: do not publish its figures"
+    if row["agreement_ok"] is None:
+        return "measured", "not compared with integrated power"
+    return "measured", "counter and integrated power agree"
+
+
 def verdict(devices: list[dict[str, Any]]) -> list[str]:
-    """One line a device: whether its figures are measured, and how far they can be trusted."""
-    lines = []
-    for row in devices:
-        name = f"{row['component']} ({row['device'] or 'unknown model'})"
-        if row["quality"] == "missing":
-            lines.append(f"{name}: MISSING, nothing can be read; totals will leave it out")
-        elif row["quality"] == "estimated":
-            lines.append(f"{name}: ESTIMATED by {row['meter']}, good to no better than 50 %")
-        elif row["idle_w"] is None:
-            lines.append(f"{name}: {row['meter']} did not move; its figures are unresolved")
-        elif row["agreement_ok"] is False:
-            lines.append(
-                f"{name}: measured by {row['meter']}, but integrated power differs by "
-                f"{row['agreement_rel']:+.1%}: do not publish its figures"
-            )
-        else:
-            lines.append(f"{name}: measured by {row['meter']}, idle {row['idle_w']:.1f} W")
-    return lines
+    """The table of :func:`trust_table` as aligned lines of text, the names of its columns first."""
+    rows = trust_table(devices)
+    if not rows:
+        return ["no device can be read here; energies will be missing"]
+    table = [list(rows[0]), *(list(row.values()) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return [
+        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
+        for line in table
+    ]
 
 
 def _row(component: Component, duration_s: float, tick_ms: float | None) -> dict[str, Any]:

@@ -2,13 +2,16 @@
 
 Each rank measures what it sees. A whole device that several ranks saw is counted once (the longest
 look at it), shares of a device belong to each rank's own processes and are added, and what one rank
-could not read is missing from the sum.
+could not read is missing from the sum. Each rank needs an attempts folder of its own: within one
+folder, records of one job are its retries.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 
+from angelshare.energy.attempts import bill_of
 from angelshare.energy.closing import Status
 from angelshare.energy.measures import Component
 from angelshare.energy.sidecar import Record, Warning
@@ -18,9 +21,26 @@ from angelshare.errors import AngelshareError
 SHARED = ("cpu_time_share", "declared_share", "cgroup")
 
 
-def merge_ranks(records: Sequence[Record]) -> Record:
-    """The record of all ranks together; times span the earliest start and the latest end.
+def merge_attempts(records: Iterable[Record]) -> Record:
+    """The last attempt of all ranks together, with the bill over all attempts.
 
+    ``records`` are all attempts of all ranks of one job. Raises AngelshareError as
+    :func:`merge_ranks` does, and where there is no record.
+    """
+    tries: defaultdict[int, list[Record]] = defaultdict(list)
+    for one in records:
+        tries[one.record.attempt].append(one)
+    if not tries:
+        raise AngelshareError("There is no record to merge; name the attempts folder of each rank.")
+    merged = [merge_ranks(tries[number]) for number in sorted(tries)]
+    merged[-1].bill = bill_of(merged)
+    return merged[-1]
+
+
+def merge_ranks(records: Sequence[Record]) -> Record:
+    """The record of one attempt of all ranks together, without a bill.
+
+    Its times span the earliest start and the latest end.
     Raises AngelshareError for records of different jobs.
     """
     jobs = {(one.record.rule, str(sorted((one.record.wildcards or {}).items()))) for one in records}
@@ -55,7 +75,7 @@ def merge_ranks(records: Sequence[Record]) -> Record:
     merged.run.rank = None
     merged.record.status = _worst(records)
     merged.record.complete = not merged.total.missing
-    merged.phases = merged.carbon = merged.work = None
+    merged.phases = merged.carbon = merged.work = merged.bill = None
     if seen_twice:
         text = f"{seen_twice} devices were seen by several ranks and are counted once"
         merged.warnings = [*(merged.warnings or []), Warning(code="ranks_overlap", text=text)]

@@ -86,8 +86,9 @@ class Live:
         ]
         temporary = f"{self.path}.{os.getpid()}"
         with contextlib.suppress(OSError):
-            with open(temporary, "w", encoding="utf-8") as stream:
-                stream.write("\n".join(lines) + "\n")
+            file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+            os.write(file, ("\n".join(lines) + "\n").encode())
+            os.close(file)
             os.replace(temporary, self.path)
 
     def remove(self) -> None:

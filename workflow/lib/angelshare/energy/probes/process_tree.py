@@ -2,7 +2,8 @@
 
 The CPU time is cumulative: a descendant that was waited for is in its parent's ``cutime``, one that
 vanished in another way keeps what was last seen of it. A living process has a clock of its own
-(nanoseconds); what was waited for is only known in clock ticks (10 ms).
+(nanoseconds); what was waited for is only known in clock ticks (10 ms). Files of /proc stay open:
+reading one at offset 0 again gives the present state, and costs half of opening it anew.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import time
 
 TICK_S = 1.0 / os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+KEPT_OPEN = 64
+MANY_NEW = 256
 
 
 class _Process:
@@ -40,13 +43,29 @@ def _cpu_clock(pid: int) -> int:
     return (~pid << 3) | 2
 
 
-def _read(pid: int) -> _Process | None:
+def _open(pid: int) -> int | None:
     try:
-        with open(f"/proc/{pid}/stat", "rb", buffering=0) as stream:
-            content = stream.read()
+        return os.open(f"/proc/{pid}/stat", os.O_RDONLY)
     except OSError:
         return None
-    return _Process(pid, content[content.rindex(b")") + 2 :].split())
+
+
+def _parse(pid: int, file: int) -> _Process | None:
+    """What an open ``stat`` says now; None once its process is gone, whoever has the number."""
+    try:
+        content = os.pread(file, 1024, 0)
+    except OSError:
+        return None
+    return _Process(pid, content[content.rindex(b")") + 2 :].split(None, 22)) if content else None
+
+
+def _read(pid: int) -> _Process | None:
+    file = _open(pid)
+    if file is None:
+        return None
+    process = _parse(pid, file)
+    os.close(file)
+    return process
 
 
 def start_ticks(pid: int) -> int | None:
@@ -60,9 +79,15 @@ class ProcessTree:
 
     def __init__(self, root: int) -> None:
         self.root = root
+        self.own = os.getpid()
         self.members: dict[int, _Process] = {}
+        self.files: dict[int, int] = {}
+        """Open ``stat`` files of members, the first few of them."""
         self.strangers: set[str] = set()
         """Entries of /proc that are no process of ours and cannot become one."""
+        self.loadavg = os.open("/proc/loadavg", os.O_RDONLY)
+        self.newest = (0, 0)
+        """The newest process or thread of the machine at the last two looks for new ones."""
         self.lost_s = 0.0
         process = _read(root)
         if process is not None:
@@ -78,36 +103,81 @@ class ProcessTree:
         self.members = self._alive(before)
         if discover:
             self._adopt(self.members)
-        self.lost_s += _lost(before, self.members)
-        total_s = sum(process.total_s for process in self.members.values()) + self.lost_s
-        pages = sum(process.pages for process in self.members.values())
+        if not before.keys() <= self.members.keys():
+            self.lost_s += _lost(before, self.members)
+        total_s, pages = self.lost_s, 0
+        for process in self.members.values():
+            total_s += process.own_s + process.children_s
+            pages += process.pages
         return total_s, pages * PAGE_BYTES
 
     def _alive(self, before: dict[int, _Process]) -> dict[int, _Process]:
-        readings = {pid: _read(pid) for pid in before}
-        return {
-            pid: process
-            for pid, process in readings.items()
-            if process is not None and process.start == before[pid].start
-        }
+        alive = {}
+        for pid, process in before.items():
+            if pid == self.own != self.root:
+                process.own_s = time.process_time()
+                alive[pid] = process
+                continue
+            now = self._again(pid)
+            if now is not None and now.start == process.start:
+                alive[pid] = now
+            elif pid in self.files:
+                os.close(self.files.pop(pid))
+        return alive
+
+    def _again(self, pid: int) -> _Process | None:
+        """A member's present reading, from its open file where there is room for one."""
+        if pid in self.files:
+            return _parse(pid, self.files[pid])
+        if len(self.files) >= KEPT_OPEN or (file := _open(pid)) is None:
+            return _read(pid)
+        self.files[pid] = file
+        return _parse(pid, file)
 
     def _adopt(self, alive: dict[int, _Process]) -> None:
-        """Add the new processes whose ancestors lead to a member; remember all other entries."""
-        names = set(os.listdir("/proc"))
-        self.strangers &= names
-        names -= self.strangers
-        names.difference_update(map(str, alive))
-        pids = [int(name) for name in names if name.isdigit()]
+        """Add the new processes whose ancestors lead to a member.
+
+        Numbers are given out in order, so only those since the look before the last one are tried
+        (one that was given out may not be seen at once); all of them where that does not help.
+        """
+        first, last = self.newest
+        newest = int(os.pread(self.loadavg, 128, 0).split()[-1])
+        self.newest = last, newest
+        if 0 < first <= newest <= first + MANY_NEW:
+            pids = [pid for pid in range(first + 1, newest + 1) if pid not in alive]
+        else:
+            pids = self._unknown(alive)
         fresh = {pid: process for pid in pids if (process := _read(pid)) is not None}
         grew = True
         while grew:
             grew = False
             for pid in list(fresh):
                 if fresh[pid].parent in alive:
-                    alive[pid] = fresh.pop(pid)
-                    names.discard(str(pid))
-                    grew = True
+                    process = fresh.pop(pid)
+                    if _is_process(pid):
+                        alive[pid] = process
+                        self.strangers.discard(str(pid))
+                        grew = True
+
+    def _unknown(self, alive: dict[int, _Process]) -> list[int]:
+        """All processes of the machine that were not seen before; they are remembered."""
+        names = set(os.listdir("/proc"))
+        self.strangers &= names
+        names -= self.strangers
+        names.difference_update(map(str, alive))
         self.strangers |= names
+        return [int(name) for name in names if name.isdigit()]
+
+
+def _is_process(pid: int) -> bool:
+    """Whether this is a process and not a thread, which /proc knows by its number too."""
+    try:
+        file = os.open(f"/proc/{pid}/status", os.O_RDONLY)
+    except OSError:
+        return False
+    content = os.read(file, 512)
+    os.close(file)
+    return b"\nTgid:\t%d\n" % pid in content
 
 
 def _lost(before: dict[int, _Process], alive: dict[int, _Process]) -> float:
@@ -151,26 +221,33 @@ def cgroup_file(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") ->
 def cgroup_s(path: str) -> float | None:
     """CPU seconds of a control group: ``usage_usec`` of version 2, nanoseconds of version 1."""
     try:
-        with open(path, "rb", buffering=0) as stream:
-            first = stream.readline().split()
+        file = os.open(path, os.O_RDONLY)
     except OSError:
         return None
+    try:
+        first = os.read(file, 256).split(None, 2)
+    except OSError:
+        return None
+    finally:
+        os.close(file)
     return int(first[1]) / 1e6 if first[0] == b"usage_usec" else int(first[0]) / 1e9
 
 
-def machine_busy_s() -> float:
-    """CPU seconds the whole machine has been busy since boot (without idle, I/O wait, steal)."""
-    with open("/proc/stat", "rb", buffering=0) as stream:
-        fields = stream.readline().split()[1:8]
-    user, nice, system, _idle, _iowait, irq, softirq = (int(field) for field in fields)
-    return (user + nice + system + irq + softirq) * TICK_S
+class Machine:
+    """Figures of the whole machine, from files of /proc that stay open."""
 
+    def __init__(self) -> None:
+        self.stat = os.open("/proc/stat", os.O_RDONLY)
+        self.meminfo = os.open("/proc/meminfo", os.O_RDONLY)
 
-def machine_used_bytes() -> int:
-    """Memory in use on the whole machine: total less what the kernel calls available."""
-    values = {}
-    with open("/proc/meminfo", "rb", buffering=0) as stream:
-        for line in stream.read(256).splitlines()[:3]:
-            name, _, rest = line.partition(b":")
-            values[name] = int(rest.split()[0]) * 1024
-    return values[b"MemTotal"] - values.get(b"MemAvailable", values[b"MemFree"])
+    def busy_s(self) -> float:
+        """CPU seconds it has been busy since boot (without idle, I/O wait, steal)."""
+        fields = os.pread(self.stat, 256, 0).split(None, 8)[1:8]
+        user, nice, system, _idle, _iowait, irq, softirq = (int(field) for field in fields)
+        return (user + nice + system + irq + softirq) * TICK_S
+
+    def used_bytes(self) -> int:
+        """Memory in use: total less what the kernel calls available."""
+        total, free, available = os.pread(self.meminfo, 256, 0).split(b"\n", 3)[:3]
+        left = available if available.startswith(b"MemAvailable:") else free
+        return (int(total.split(None, 2)[1]) - int(left.split(None, 2)[1])) * 1024

@@ -29,10 +29,15 @@ class Zone:
     def read(self) -> int | None:
         """The counter in microjoules, None when it cannot be read now."""
         try:
-            with open(self.path, "rb", buffering=0) as stream:
-                return int(stream.read())
+            file = os.open(self.path, os.O_RDONLY)
+        except OSError:
+            return None
+        try:
+            return int(os.read(file, 64))
         except (OSError, ValueError):
             return None
+        finally:
+            os.close(file)
 
     def describe(self) -> dict[str, object]:
         """What the trace's header says of it."""

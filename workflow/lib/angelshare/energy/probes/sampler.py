@@ -29,16 +29,16 @@ from typing import Any
 from angelshare.energy.probes import nvml, rapl
 from angelshare.energy.probes.live import Live
 from angelshare.energy.probes.process_tree import (
+    Machine,
     ProcessTree,
     cgroup_s,
-    machine_busy_s,
-    machine_used_bytes,
     start_ticks,
 )
 
 ROLL_STEP_S = 0.02
 ROLL_LIMIT_S = 0.3
 DISCOVER_EVERY_NS = 1_000_000_000
+SHOW_EVERY_NS = 900_000_000
 SYNC_EVERY_NS = 5_000_000_000
 
 
@@ -49,6 +49,7 @@ class Sampler:
         self.period_ns = int(orders["period_s"] * 1e9)
         self.parent = os.getppid()
         self.trace = os.open(orders["trace"], os.O_WRONLY | os.O_APPEND)
+        self.machine = Machine()
         self.tree = ProcessTree(self.parent)
         self.cgroup: str | None = orders["cgroup"]
         self.gpus: list[nvml.Gpu] = []
@@ -60,6 +61,7 @@ class Sampler:
             self.zones, more = rapl.find_zones(orders["powercap"])
             remarks += more
         self.synced_ns = time.monotonic_ns()
+        self.shown_ns = 0
         self.live = Live(**orders["live"])
         self.write(
             k="header",
@@ -79,34 +81,42 @@ class Sampler:
         """Read everything once; returns the GPUs' counters."""
         rows = [gpu.sample() for gpu in self.gpus]
         cpu_s, resident_bytes = self.tree.sample(discover)
-        busy_s = machine_busy_s()
+        busy_s = self.machine.busy_s()
         counters = [zone.read() for zone in self.zones]
+        group_s = cgroup_s(self.cgroup) if self.cgroup else None
         now_ns = time.monotonic_ns()
-        self.write(
-            k="s",
-            t=now_ns,
-            utc=time.time_ns(),
-            boot=time.clock_gettime_ns(time.CLOCK_BOOTTIME),
-            cpu=round(cpu_s, 6),
-            cgroup=cgroup_s(self.cgroup) if self.cgroup else None,
-            busy=round(busy_s, 3),
-            rss=resident_bytes,
-            used=machine_used_bytes(),
-            gpu=rows,
-            rapl=counters,
+        # JSON by hand: nothing but numbers and None, and half the cost.
+        line = (
+            f'{{"k":"s","t":{now_ns},"utc":{time.time_ns()},'
+            f'"boot":{time.clock_gettime_ns(time.CLOCK_BOOTTIME)},"cpu":{cpu_s:.6f},'
+            f'"cgroup":{group_s},"busy":{busy_s:.3f},"rss":{resident_bytes},'
+            f'"used":{self.machine.used_bytes()},"gpu":{rows},"rapl":{counters}}}\n'
         )
-        gpus = [
-            (f"gpu{gpu.index}", row[2], row[5]) for gpu, row in zip(self.gpus, rows, strict=True)
-        ]
-        zones = [
-            (zone.id, zone.range_uj, value)
-            for zone, value in zip(self.zones, counters, strict=True)
-        ]
-        self.live.sample(now_ns / 1e9, (cpu_s, busy_s, resident_bytes), gpus, zones)
+        os.write(self.trace, line.replace("None", "null").encode())
+        if now_ns - self.shown_ns >= SHOW_EVERY_NS:
+            self.shown_ns = now_ns
+            self.show(now_ns / 1e9, (cpu_s, busy_s, resident_bytes), rows, counters)
         if now_ns - self.synced_ns > SYNC_EVERY_NS:
             os.fdatasync(self.trace)
             self.synced_ns = now_ns
         return [row[2] for row in rows]
+
+    def show(
+        self,
+        now_s: float,
+        cpu: tuple[float, float, int],
+        rows: list[list[int | None]],
+        counters: list[int | None],
+    ) -> None:
+        """Add a sample to what the job has used so far; see :meth:`Live.sample`."""
+        gpus = zip(self.gpus, rows, strict=True)
+        zones = zip(self.zones, counters, strict=True)
+        self.live.sample(
+            now_s,
+            cpu,
+            [(f"gpu{gpu.index}", row[2], row[5]) for gpu, row in gpus],
+            [(zone.id, zone.range_uj, value) for zone, value in zones],
+        )
 
     def roll(self) -> None:
         """Sample quickly until every GPU counter has ticked: the window's edge lies at a tick."""

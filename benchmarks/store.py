@@ -1,0 +1,177 @@
+"""The store beside the tools everybody has: `cp`, `sha256sum`, and many parts, in one run.
+
+    python benchmarks/store.py [--parts 1000 10000] [--megabytes 64] [--files 8] [--repeats 3]
+                               [--folder DIR] [--out benchmarks/results/store.json]
+
+*parts*: a store whose artifacts have 100 parts each of a few bytes: seconds to list it, to open
+(manifest read and checked, every object found) and to verify it. *throughput*: large files, flushed
+to disk: committing them against `cp` and `sync`, verifying them against `sha256sum` on one and on
+as many processes as there are cores, each over a warm page cache. Medians over the repeats. Many
+small parts are made with flushing off; that is said in the result and takes no part in a figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from angelshare.recipes import make_recipe, recipe_key
+from angelshare.store.artifacts import Artifact, ArtifactStore
+from angelshare.store.verify import verify
+
+PARTS_PER_ARTIFACT = 100
+
+
+@contextmanager
+def without_flushing():
+    """Let fsync return at once: preparing 10^4 parts is not what is measured."""
+    original, os.fsync = os.fsync, lambda descriptor: None
+    try:
+        yield
+    finally:
+        os.fsync = original
+
+
+def seconds(body: Callable[[], Any]) -> float:
+    """How long a call takes."""
+    began = time.perf_counter()
+    body()
+    return time.perf_counter() - began
+
+
+def artifact_of(store: ArtifactStore, number: int) -> tuple[Artifact, dict[str, Any]]:
+    """An artifact to be made, and its recipe."""
+    recipe = make_recipe("corpus", inputs={}, decoding={"seed": number})
+    return store.artifact("corpus", recipe_key("corpus", recipe)), recipe
+
+
+def fill(store: ArtifactStore, folder: Path, parts: int) -> None:
+    """Artifacts of 100 parts, each part an object of its own."""
+    source = folder / "source"
+    for number in range(parts // PARTS_PER_ARTIFACT):
+        artifact, recipe = artifact_of(store, number)
+        for part in range(PARTS_PER_ARTIFACT):
+            source.write_text(f"answers {number} {part}")
+            artifact.commit(part, {"data.parquet": source}, inputs={}, rows=1, tokens=1)
+        artifact.seal(recipe, PARTS_PER_ARTIFACT)
+
+
+def many_parts(folder: Path, parts: int, repeats: int) -> dict[str, float]:
+    """Seconds for a store of this many parts, each figure the median of the repeats."""
+    store = ArtifactStore(folder / f"parts-{parts}")
+    with without_flushing():
+        fill_s = seconds(lambda: fill(store, folder, parts))
+
+    def open_all() -> None:
+        objects = store.objects
+        for artifact in store.artifacts():
+            for receipt in artifact.manifest().parts:
+                for file in receipt.files:
+                    if not objects.present(file.sha256, file.suffix, file.bytes):
+                        raise SystemExit(f"{artifact} lacks {file.sha256}")
+
+    def whole() -> None:
+        if faults := verify(store):
+            raise SystemExit(str(faults[0]))
+
+    def middle(body: Callable[[], Any]) -> float:
+        return statistics.median(seconds(body) for _ in range(repeats))
+
+    return {
+        "fill_unflushed_s": fill_s,
+        "list_s": middle(lambda: list(store.artifacts())),
+        "open_s": middle(open_all),
+        "verify_s": middle(whole),
+    }
+
+
+def throughput(folder: Path, megabytes: int, files: int, repeats: int) -> dict[str, float]:
+    """MB/s of publishing and verifying large files, beside cp and sha256sum, taken in turn."""
+    sources = [folder / f"large-{number}" for number in range(files)]
+    for path in sources:
+        path.write_bytes(os.urandom(megabytes * 1_000_000))
+    names = [str(path) for path in sources]
+    found: dict[str, list[float]] = {}
+    for repeat in range(repeats):
+        store = ArtifactStore(folder / f"large-store-{repeat}")
+        artifact, recipe = artifact_of(store, repeat)
+        copies = folder / f"copies-{repeat}"
+        copies.mkdir()
+
+        def commit(artifact: Artifact = artifact) -> None:
+            for part, path in enumerate(sources):
+                artifact.commit(part, {"data.parquet": path}, inputs={})
+
+        def copy(copies: Path = copies) -> None:
+            for name in names:
+                subprocess.run(["cp", name, str(copies)], check=True)
+                subprocess.run(["sync", str(copies / Path(name).name)], check=True)
+
+        def digests(processes: int) -> None:
+            command = ["xargs", "-0", "-n", "1", "-P", str(processes), "sha256sum"]
+            subprocess.run(
+                command, input="\0".join(names).encode(), check=True, stdout=subprocess.DEVNULL
+            )
+
+        # Reading everything once puts all figures on the same footing: a warm page cache.
+        digests(1)
+        steps: dict[str, Callable[[], Any]] = {"publish": commit, "cp_and_sync": copy}
+        for name, body in list(steps.items())[:: 1 if repeat % 2 else -1]:
+            found.setdefault(name, []).append(seconds(body))
+        artifact.seal(recipe, files)
+        checks: dict[str, Callable[[], Any]] = {
+            "read_checked": artifact.paths,
+            "verify": lambda store=store: verify(store),
+            "sha256sum": lambda: digests(1),
+            "sha256sum_all_cores": lambda: digests(len(os.sched_getaffinity(0))),
+        }
+        for name, body in checks.items():
+            found.setdefault(name, []).append(seconds(body))
+    size = megabytes * files
+    return {f"{name}_mb_per_s": size / statistics.median(taken) for name, taken in found.items()}
+
+
+def main() -> None:
+    """Measure, print a table and write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--parts", type=int, nargs="*", default=[1_000, 10_000])
+    parser.add_argument("--megabytes", type=int, default=64)
+    parser.add_argument("--files", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="Where to measure; default: a temporary one.")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+        folder = Path(name)
+        large = throughput(folder, arguments.megabytes, arguments.files, arguments.repeats)
+        parts = {
+            str(count): many_parts(folder, count, arguments.repeats) for count in arguments.parts
+        }
+    result = {
+        "command": " ".join(["python", "benchmarks/store.py", *sys.argv[1:]]),
+        "machine": {"cpus": len(os.sched_getaffinity(0)), "python": platform.python_version()},
+        "throughput": {"megabytes": arguments.megabytes, "files": arguments.files, **large},
+        "parts": parts,
+    }
+    for name, figure in large.items():
+        print(f"{name:32} {figure:10,.0f}")
+    for count, figures in parts.items():
+        print(f"{count} parts: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items()))
+    if arguments.out is not None:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
