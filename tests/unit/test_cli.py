@@ -9,6 +9,7 @@ import pytest
 
 from angelshare.recipes import make_recipe, recipe_key
 from angelshare.store.artifacts import ArtifactStore
+from angelshare.store.consumers import Consumer
 
 ANGELSHARE = str(Path(sys.executable).parent / "angelshare")
 
@@ -70,6 +71,22 @@ def test_garbage_is_only_named_until_it_is_asked_for(tmp_path, keys):
 def test_publishing(tmp_path, keys):
     run("push", tmp_path / "shared", keys[0], "--store", "store", cwd=tmp_path)
     assert "1 artifacts are whole" in run("verify", "--store", "shared", cwd=tmp_path)
+
+
+def test_the_catalogue_of_a_store(tmp_path, keys):
+    run("catalogue", "--out", "offer", "--store", "store", cwd=tmp_path)
+    found = json.loads((tmp_path / "offer" / "catalogue.json").read_text())
+    assert sorted(one["key"] for one in found["artifacts"]) == sorted(keys)
+    assert keys[0] in (tmp_path / "offer" / "catalogue.html").read_text()
+
+
+def test_withdrawing_a_run(tmp_path, keys):
+    artifact = ArtifactStore(tmp_path / "store").artifact("corpus", keys[0])
+    artifact.add_consumer(Consumer(id="1", run="kd-1", team="ours", tokens_read=1, utc=""))
+    what = ["withdraw", "kd-1", "--team", "ours", "--store", "store"]
+    assert "no consumer of 1 artifacts any more" in run(*what, cwd=tmp_path)
+    assert artifact.consumers() == []
+    assert "is no consumer in store" in run(*what, cwd=tmp_path, status=1)
 
 
 def test_errors_are_one_line(tmp_path, keys):

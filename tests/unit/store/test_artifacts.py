@@ -6,7 +6,7 @@ import pytest
 from angelshare.errors import AngelshareError
 from angelshare.files import TEMPORARY_PREFIX
 from angelshare.recipes import make_recipe, recipe_key
-from angelshare.store.artifacts import ArtifactStore
+from angelshare.store.artifacts import ArtifactStore, StoredFile
 from angelshare.store.consumers import Consumer, consumer_id
 from angelshare.store.verify import leftovers, repair, verify
 
@@ -116,6 +116,55 @@ def test_damaged_receipts_and_manifests_are_found(store, tmp_path):
     assert [fault.part for fault in verify(store)] == [0]
     with pytest.raises(AngelshareError, match=r"files\.0\.name"):
         artifact.seal(RECIPE, 2)
+
+
+@pytest.mark.parametrize("damage", ["object", "folder"])
+def test_a_link_out_of_the_store_is_no_object(store, tmp_path, damage):
+    """Even one that leads to the right bytes: they are not the store's, and may change."""
+    artifact = make(store, tmp_path)
+    victim = artifact.paths()[1]
+    elsewhere = tmp_path / "elsewhere"
+    if damage == "object":
+        victim.rename(elsewhere)
+        victim.symlink_to(elsewhere)
+    else:
+        victim.parent.rename(elsewhere)
+        victim.parent.symlink_to(elsewhere)
+    with pytest.raises(AngelshareError, match="is a link"):
+        artifact.paths()
+    assert artifact.adopt(1) is None
+    (fault,) = verify(store)
+    assert fault.part == 1
+    if damage == "object":
+        repair([fault])
+        assert elsewhere.exists()
+        make(store, tmp_path)
+        assert not victim.is_symlink()
+        assert artifact.paths()[1] == victim
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "a/b", "a\\b", "/etc/passwd", "..", ".x", "a\n", "a" * 300]
+)
+def test_names_that_are_no_plain_names_are_refused(name):
+    with pytest.raises(ValueError, match="name"):
+        StoredFile(name=name, sha256="0" * 64, bytes=1)
+
+
+@pytest.mark.parametrize("suffix", ["parquet/../../x", "PARQUET", "", "x" * 17, "a\n"])
+def test_suffixes_that_are_none_are_refused(store, suffix):
+    with pytest.raises(AngelshareError, match="is not the name of an object"):
+        store.objects.path("0" * 64, suffix)
+
+
+@pytest.mark.parametrize("change", [{"part": 7}, {"part": -1}, {"kind": "logits"}, {"key": "../x"}])
+def test_a_manifest_whose_parts_are_anothers_is_refused(store, tmp_path, change):
+    artifact = make(store, tmp_path)
+    manifest = json.loads(artifact.manifest_path.read_text())
+    manifest["parts"][1].update(change)
+    artifact.manifest_path.write_text(json.dumps(manifest))
+    with pytest.raises(AngelshareError, match=r"does not describe|is damaged"):
+        artifact.manifest()
 
 
 def test_a_manifest_of_another_recipe_is_refused(store, tmp_path):

@@ -8,6 +8,7 @@ from angelshare.files import TEMPORARY_PREFIX
 from angelshare.recipes import make_recipe, recipe_key
 from angelshare.store.artifacts import ArtifactStore
 from angelshare.store.gc import collect, find_garbage, pin, register, unpin
+from angelshare.store.leases import Holder
 from angelshare.store.verify import verify
 
 
@@ -72,11 +73,37 @@ def test_while_a_job_holds_a_lease_no_object_is_touched(store, tmp_path):
     make(store, tmp_path, 1)
     lease = store.root / "corpus" / ("0" * 32) / "leases" / "00000.json"
     lease.parent.mkdir(parents=True)
-    lease.write_text("{}")
     age(store, 30)
+    lease.write_text("{}")
     garbage = find_garbage(store, grace_days=14)
     assert garbage.objects == []
     assert "leases" in garbage.note
+
+
+def test_a_lease_that_a_killed_job_left_behind_holds_nothing_and_goes(store, tmp_path):
+    artifact = make(store, tmp_path, 1)
+    left = artifact.folder / "leases" / "00000.json"
+    left.parent.mkdir()
+    left.write_text(Holder.this_process().model_copy(update={"started_s": 1.0}).model_dump_json())
+    age(store, 30)
+    left.touch()
+    garbage = find_garbage(store, grace_days=14)
+    assert [found.key for found in garbage.artifacts] == [artifact.key]
+    assert len(garbage.objects) == 1
+    age(store, 30)
+    collect(find_garbage(store, grace_days=14))
+    assert not left.exists()
+
+
+def test_what_was_stored_again_is_young(store, tmp_path):
+    """A job that stores bytes that are there already has no receipt for them yet."""
+    artifact = make(store, tmp_path, 1)
+    (path,) = artifact.paths()
+    artifact.receipt_path(0).unlink()
+    age(store, 30)
+    assert find_garbage(store, grace_days=14).objects == [path]
+    store.objects.put(tmp_path / "source", "parquet")
+    assert find_garbage(store, grace_days=14).objects == []
 
 
 def test_temporary_files_of_killed_jobs_go(store, tmp_path):

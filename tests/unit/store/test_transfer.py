@@ -114,3 +114,13 @@ def test_a_manifest_that_points_out_of_the_store_is_refused(artifact, remote, tm
 def test_what_is_not_there_is_said(remote, tmp_path):
     with pytest.raises(AngelshareError, match=f"has no corpus/{KEY}"):
         pull(ArtifactStore(tmp_path / "there"), remote, "corpus", KEY)
+
+
+@pytest.mark.parametrize("content", [b"no JSON", b"[]", b"{}", b'{"components": [1]}'])
+def test_a_record_that_is_none_is_refused_before_the_manifest(artifact, remote, tmp_path, content):
+    push(artifact, remote)
+    remote.files.pipe_file(remote.path("corpus", KEY, "attempts", "1.json"), content)
+    store = ArtifactStore(tmp_path / "there")
+    with pytest.raises(AngelshareError, match="is no energy record"):
+        pull(store, remote, "corpus", KEY)
+    assert not store.artifact("corpus", KEY).manifest_path.exists()

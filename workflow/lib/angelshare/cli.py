@@ -215,6 +215,36 @@ def gc_command(
         out.print("Nothing was deleted; `angelshare gc --delete` does it.")
 
 
+@app.command("catalogue")
+def catalogue_command(
+    folder: Annotated[Path, typer.Option("--out", help="Folder for the two files.")] = Path(),
+    store: StoreOption = None,
+    config: ConfigOption = CONFIG,
+) -> None:
+    """Write catalogue.json and catalogue.html: what a store offers and what it cost."""
+    from angelshare.store.catalogue import write_catalogue
+
+    for path in write_catalogue(open_store(store, config), folder):
+        out.print(f"wrote {path}", highlight=False, soft_wrap=True)
+
+
+@app.command("withdraw")
+def withdraw_command(
+    run: Annotated[str, typer.Argument(help="The student run, as `angelshare show` names it.")],
+    team: Annotated[
+        str | None, typer.Option(help="Whose run; default: the configuration's team.")
+    ] = None,
+    store: StoreOption = None,
+    config: ConfigOption = CONFIG,
+) -> None:
+    """Take a deleted student run off the bills of what it read; the others' shares rise."""
+    from angelshare.store.consumers import withdraw
+
+    owner = team or read_config(config).store.team_id()
+    artifacts = withdraw(open_store(store, config).root, run, owner)
+    out.print(f"{run} of {owner} is no consumer of {artifacts} artifacts any more.")
+
+
 UrlArgument = Annotated[str, typer.Argument(help="A folder, or any fsspec address (s3://…).")]
 
 

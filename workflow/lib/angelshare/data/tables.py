@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from angelshare.data.parquet import open_parquet
 from angelshare.errors import AngelshareError
 from angelshare.files import publishing
 
@@ -70,8 +71,11 @@ def write_table(table: pa.Table, path: Path) -> None:
 
 
 def read_table(path: Path) -> pa.Table:
-    """A sequence table from Parquet; ``AngelshareError`` if a column is missing or foreign."""
-    table = pq.read_table(path)
+    """A sequence table from Parquet.
+
+    ``AngelshareError`` if a column is missing or foreign, or the file is no bounded Parquet.
+    """
+    table = open_parquet(path).read()
     for field in SEQUENCE_SCHEMA:
         if field.name not in table.column_names:
             raise AngelshareError(f"{path}: no column {field.name!r}; this is no sequence table")

@@ -13,6 +13,7 @@ tracks them and never the objects. Readers check every object's digest before th
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,7 +29,7 @@ from angelshare.files import publish_bytes, publish_first, publish_json
 from angelshare.recipes import digest, recipe_key
 from angelshare.settings import Settings
 from angelshare.store.consumers import Consumer
-from angelshare.store.objects import ObjectStore
+from angelshare.store.objects import ObjectStore, writing
 
 Record = TypeVar("Record", bound=Settings)
 
@@ -38,7 +39,7 @@ REPAIR = "Run `angelshare verify --repair`, then the workflow again: it remakes 
 class StoredFile(Settings):
     """One object of a part, under the name it has inside the artifact."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=200)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     bytes: int = Field(ge=0)
 
@@ -56,7 +57,7 @@ class Receipt(Settings):
     schema_name: str = Field(default="angelshare/receipt/1", alias="schema")
     kind: str
     key: str
-    part: int
+    part: int = Field(ge=0)
     files: list[StoredFile]
     rows: int = 0
     tokens: int = 0
@@ -79,6 +80,16 @@ class Manifest(Settings):
     bytes: int
     content_sha256: str
     """Digest over the parts' object digests, in order: equal content, equal digest."""
+
+    def describes(self, kind: str, key: str) -> bool:
+        """Whether this is the manifest of that artifact, and what it says of itself is true."""
+        named = [(kind, key, number) for number in range(len(self.parts))]
+        return (
+            (self.kind, self.key) == (kind, key)
+            and recipe_key(kind, self.recipe) == key
+            and [(part.kind, part.key, part.part) for part in self.parts] == named
+            and content_digest(self.parts) == self.content_sha256
+        )
 
 
 def to_json(model: Settings) -> bytes:
@@ -193,7 +204,7 @@ class Artifact:
             return None
         if not all(self.store.objects.present(f.sha256, f.suffix, f.bytes) for f in receipt.files):
             return None
-        os.utime(path)
+        _touch(path)
         return receipt
 
     def commit(
@@ -214,6 +225,17 @@ class Artifact:
             files: name inside the artifact -> file that was made.
             inputs: role -> content digest of what the part was really made from.
         """
+        with writing(self.store.root):
+            return self._commit(part, files, inputs, rows, tokens)
+
+    def _commit(
+        self,
+        part: int,
+        files: Mapping[str, Path],
+        inputs: Mapping[str, str],
+        rows: int,
+        tokens: int,
+    ) -> Receipt:
         stored = []
         for name in sorted(files):
             sha256, size = self.store.objects.put(files[name], name.rpartition(".")[2])
@@ -263,7 +285,8 @@ class Artifact:
             bytes=sum(file.bytes for receipt in receipts for file in receipt.files),
             content_sha256=content_digest(receipts),
         )
-        publish_bytes(self.manifest_path, to_json(manifest))
+        with writing(self.store.root):
+            publish_bytes(self.manifest_path, to_json(manifest))
         return manifest
 
     # -- reading --------------------------------------------------------------------------------
@@ -275,11 +298,7 @@ class Artifact:
             AngelshareError: when it is missing or damaged.
         """
         manifest = load(Manifest, self.manifest_path)
-        if (
-            manifest.kind != self.kind
-            or recipe_key(self.kind, manifest.recipe) != self.key
-            or content_digest(manifest.parts) != manifest.content_sha256
-        ):
+        if not manifest.describes(self.kind, self.key):
             raise AngelshareError(
                 f"{self.manifest_path} does not describe {self.kind}/{self.key}. {REPAIR}"
             )
@@ -322,7 +341,8 @@ class Artifact:
         """Record that a student run read this artifact; once, however often the run is repeated."""
         name = f"{consumer.id}.json"
         if not any((folder / name).exists() for folder in self.consumers_folders):
-            publish_json(self.consumers_folders[-1] / name, consumer.model_dump())
+            with writing(self.consumers_folders[-1]):
+                publish_json(self.consumers_folders[-1] / name, consumer.model_dump())
 
     def consumers(self) -> list[Consumer]:
         """Every run, of every team, that read this artifact."""
@@ -336,3 +356,12 @@ def content_digest(parts: list[Receipt]) -> str:
         "angelshare/content",
         [[[file.name, file.sha256] for file in receipt.files] for receipt in parts],
     )
+
+
+def _touch(path: Path) -> None:
+    """Make a file young; one that is not ours to touch, in a shared or read-only store, stays."""
+    try:
+        os.utime(path)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise

@@ -5,7 +5,8 @@ everything younger than a grace period. Bills and consumer records always stay: 
 work cost remains known after its bytes are gone, and counts again if the work is repeated.
 
 Order of deletion: manifest, receipts, then objects that no receipt names any more. Objects are left
-alone while any lease is alive, because a job stores its objects before its receipt.
+alone while any lease is alive, because a job stores its objects before its receipt. A lease whose
+holder died is one of the leftovers.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from angelshare.errors import AngelshareError
 from angelshare.files import publish_json, read_json
 from angelshare.store.artifacts import Artifact, ArtifactStore, Receipt, load
+from angelshare.store.leases import abandoned
 from angelshare.store.verify import leftovers
 
 DAY_S = 86_400.0
@@ -33,7 +35,7 @@ class Garbage:
     objects: list[Path]
     """Named by no receipt that stays."""
     temporary: list[Path]
-    """Half-made files of killed jobs."""
+    """Half-made files and leases of killed jobs."""
     note: str = ""
     """Why something was left alone."""
 
@@ -79,19 +81,19 @@ def find_garbage(store: ArtifactStore, grace_days: float) -> Garbage:
     """What nobody needs: a dry run of `collect`."""
     before_s = time.time() - grace_days * DAY_S
     reached = _reached(store)
+    held, left = _leases(store)
     artifacts, named = [], set()
     for artifact in store.artifacts():
         kept = (
             (artifact.kind, artifact.key) in reached
             or _pin(artifact).exists()
             or _last_use_s(artifact) > before_s
-            or any((artifact.folder / "leases").glob("[0-9]*.json"))
+            or any(lease.parent.parent == artifact.folder for lease in held)
         )
         if kept:
             named |= _named_objects(artifact)
         else:
             artifacts.append(artifact)
-    leased = any(store.root.glob("*/*/leases/[0-9]*.json"))
     unnamed = [
         path
         for path in sorted(store.objects.root.glob("??/*"))
@@ -99,9 +101,9 @@ def find_garbage(store: ArtifactStore, grace_days: float) -> Garbage:
     ]
     return Garbage(
         artifacts=artifacts,
-        objects=[] if leased else unnamed,
-        temporary=[path for path in leftovers(store) if path.stat().st_mtime < before_s],
-        note="jobs hold leases, so no object is touched" if leased else "",
+        objects=[] if held else unnamed,
+        temporary=[path for path in [*leftovers(store), *left] if path.stat().st_mtime < before_s],
+        note="jobs hold leases, so no object is touched" if held else "",
     )
 
 
@@ -113,6 +115,15 @@ def collect(garbage: Garbage) -> None:
             path.unlink()
     for path in [*garbage.objects, *garbage.temporary]:
         path.unlink(missing_ok=True)
+
+
+def _leases(store: ArtifactStore) -> tuple[list[Path], list[Path]]:
+    """The leases that are held, and those that their holders left behind when they died."""
+    held: list[Path] = []
+    left: list[Path] = []
+    for path in sorted(store.root.glob("*/*/leases/[0-9]*.json")):
+        (left if abandoned(path) else held).append(path)
+    return held, left
 
 
 def _roots(store: ArtifactStore) -> Path:

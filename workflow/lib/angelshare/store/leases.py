@@ -24,13 +24,16 @@ from pathlib import Path
 import psutil
 from pydantic import ValidationError
 
-from angelshare.files import TEMPORARY_PREFIX, publish_first
+from angelshare.files import TEMPORARY_PREFIX, make_folder, publish_first
 from angelshare.settings import Settings
 from angelshare.store.artifacts import Artifact, Receipt
+from angelshare.store.objects import writing
 
 BEAT_S = 5.0
 DEAD_AFTER_S = 60.0
 POLL_S = 0.5
+FORGOTTEN_AFTER_S = 86_400.0
+"""A lease without a heartbeat for a day is nobody's, by whatever host's clock."""
 
 Say = Callable[[str], None]
 
@@ -74,13 +77,28 @@ class Holder(Settings):
                 abs(process.create_time() - self.started_s) > 1
                 or process.status() == psutil.STATUS_ZOMBIE
             )
+        except psutil.AccessDenied:
+            return False
         except psutil.NoSuchProcess:
-            return True
+            return not _runs(self.pid)
+
+
+def _runs(pid: int) -> bool:
+    """Whether the process exists, also where /proc hides other users' processes (hidepid)."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def _boot_id() -> str:
+    """The host's boot and, where there are such, the container that process ids count in."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return str(int(psutil.boot_time()))
 
@@ -102,6 +120,9 @@ def single_flight(
     path = artifact.folder / "leases" / f"{part:05d}.json"
     holder = Holder.this_process()
     watched: _Watched | None = None
+    with writing(artifact.store.root):
+        # What Snakemake made by the user's umask, others of the group may need to write to.
+        make_folder(artifact.receipt_path(part).parent)
     while True:
         receipt = artifact.adopt(part)
         if receipt is not None:
@@ -112,7 +133,8 @@ def single_flight(
         watched = _Watched.again(path, watched, say)
         if watched is not None and watched.dead():
             say(f"{artifact} part {part}: took over from {watched.holder}, which is dead")
-            _remove(path, watched.holder)
+            with writing(artifact.store.root):
+                _remove(path, watched.holder)
             continue
         time.sleep(POLL_S)
     with _beating(path):
@@ -120,12 +142,24 @@ def single_flight(
             # Between looking and holding, another job may have finished.
             yield artifact.adopt(part)
         finally:
-            _remove(path, holder)
+            # One that a full disk keeps here is known to be nobody's as soon as this process ends.
+            with suppress(OSError):
+                _remove(path, holder)
 
 
 def _acquire(path: Path, holder: Holder) -> bool:
     """Make the lease file if there is none."""
-    return publish_first(path, holder.model_dump_json(indent=1).encode())
+    with writing(path.parent):
+        return publish_first(path, holder.model_dump_json(indent=1).encode())
+
+
+def abandoned(path: Path) -> bool:
+    """Whether the lease in this file is nobody's any more: its process died and left it behind."""
+    try:
+        silent_s = time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return True
+    return (_read(path) or UNREADABLE).known_dead() or silent_s > FORGOTTEN_AFTER_S
 
 
 def _read(path: Path) -> Holder | None:
@@ -157,7 +191,8 @@ def _beating(path: Path) -> Iterator[None]:
 
     def beat() -> None:
         while not stop.wait(BEAT_S):
-            with suppress(FileNotFoundError):
+            # Gone, or a server that does not answer: the next beat may.
+            with suppress(OSError):
                 os.utime(path)
 
     thread = threading.Thread(target=beat, name="lease", daemon=True)

@@ -24,15 +24,14 @@ from pydantic import ValidationError
 
 from angelshare.errors import AngelshareError
 from angelshare.files import publish_bytes, publish_json
-from angelshare.recipes import recipe_key
 from angelshare.store.artifacts import (
     Artifact,
     ArtifactStore,
     Manifest,
     StoredFile,
-    content_digest,
     to_json,
 )
+from angelshare.store.objects import writing
 
 BLOCK_BYTES = 1 << 22
 Say = Callable[[str], None]
@@ -98,11 +97,7 @@ class Remote:
         except ValidationError as error:
             problem = error.errors()[0]["msg"]
             raise AngelshareError(f"{self.url}: {path} is damaged: {problem}.") from error
-        if (
-            manifest.kind != kind
-            or recipe_key(kind, manifest.recipe) != key
-            or content_digest(manifest.parts) != manifest.content_sha256
-        ):
+        if not manifest.describes(kind, key):
             raise AngelshareError(f"{self.url}: {path} does not describe {kind}/{key}.")
         return manifest
 
@@ -165,14 +160,16 @@ def pull(
                 arrived = Path(scratch) / "object"
                 remote.files.get_file(remote.object(file), str(arrived))
                 _check(arrived, file, remote)
-                store.objects.put(arrived, file.suffix)
+                with writing(store.root):
+                    store.objects.put(arrived, file.suffix)
                 done.objects += 1
                 done.bytes += file.bytes
                 say(f"{artifact} part {receipt.part}: {file.name}, {file.bytes:,} bytes")
-    _pull_attempts(artifact, remote)
-    for receipt in manifest.parts:
-        publish_bytes(artifact.receipt_path(receipt.part), to_json(receipt))
-    publish_bytes(artifact.manifest_path, to_json(manifest))
+        with writing(store.root):
+            _pull_attempts(artifact, remote)
+            for receipt in manifest.parts:
+                publish_bytes(artifact.receipt_path(receipt.part), to_json(receipt))
+            publish_bytes(artifact.manifest_path, to_json(manifest))
     return done
 
 
@@ -195,8 +192,14 @@ def _pull_attempts(artifact: Artifact, remote: Remote) -> None:
         name = PurePosixPath(path).name
         target = artifact.attempts / name
         if name.endswith(".json") and not target.exists():
-            record = json.loads(remote.files.cat_file(path))
-            publish_json(target, imported(record, remote.url))
+            try:
+                record = imported(json.loads(remote.files.cat_file(path)), remote.url)
+            except (KeyError, TypeError, ValueError) as error:
+                raise AngelshareError(
+                    f"{remote.url}: {path} is no energy record ({error!r}), so what the artifact "
+                    "cost is unknown. Ask its producer to push it again."
+                ) from error
+            publish_json(target, record)
 
 
 def imported(record: dict[str, Any], origin: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ manifest), so that the next run of the workflow makes exactly those parts again.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 from angelshare.errors import AngelshareError
 from angelshare.files import TEMPORARY_PREFIX
 from angelshare.store.artifacts import Artifact, ArtifactStore, Receipt, load
+from angelshare.store.objects import writing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +31,8 @@ class Fault:
 
     def __str__(self) -> str:
         where = "manifest" if self.part is None else f"part {self.part}"
-        consumers = len(self.artifact.consumers())
+        folders = self.artifact.consumers_folders
+        consumers = sum(1 for folder in folders for _ in folder.glob("*.json"))
         return (
             f"{self.artifact.kind} {self.artifact.key}, {where} "
             f"(read by {consumers} student run{'' if consumers == 1 else 's'}): {self.text}"
@@ -62,7 +65,7 @@ def _check(artifact: Artifact) -> Iterator[Fault]:
             if (receipt.kind, receipt.key, receipt.part) != (artifact.kind, artifact.key, part):
                 raise AngelshareError(f"{path} is the receipt of another part")
         except AngelshareError as error:
-            yield Fault(artifact=artifact, part=part, text=str(error), remove=(path,))
+            yield Fault(artifact=artifact, part=part, text=str(error), remove=_damaged(path, error))
             continue
         sound[part] = receipt
         yield from _check_objects(artifact, receipt, path)
@@ -78,7 +81,7 @@ def _check_objects(artifact: Artifact, receipt: Receipt, path: Path) -> Iterator
                 artifact=artifact,
                 part=receipt.part,
                 text=f"{file.name}: {fault}",
-                remove=(objects.path(file.sha256, file.suffix), path),
+                remove=(objects.path(file.sha256, file.suffix), path) if fault.damaged else (),
             )
 
 
@@ -90,7 +93,7 @@ def _check_manifest(artifact: Artifact, sound: dict[int, Receipt]) -> Iterator[F
     try:
         parts = artifact.manifest().parts
     except AngelshareError as error:
-        yield Fault(artifact=artifact, part=None, text=str(error), remove=(path,))
+        yield Fault(artifact=artifact, part=None, text=str(error), remove=_damaged(path, error))
         return
     for receipt in parts:
         if not artifact.receipt_path(receipt.part).exists():
@@ -101,13 +104,19 @@ def _check_manifest(artifact: Artifact, sound: dict[int, Receipt]) -> Iterator[F
             yield Fault(artifact=artifact, part=None, text=text, remove=(path,))
 
 
+def _damaged(path: Path, error: AngelshareError) -> tuple[Path, ...]:
+    """What to take away: nothing where a disk or server failed, which is no proof of damage."""
+    return () if isinstance(error.__cause__, OSError) else (path,)
+
+
 def repair(faults: list[Fault]) -> int:
     """Take away everything the faults name; return how many files were removed."""
     removed = 0
-    for path in dict.fromkeys(path for fault in faults for path in fault.remove):
-        if path.exists():
-            path.unlink()
-            removed += 1
+    for fault in faults:
+        with writing(fault.artifact.store.root):
+            for path in filter(os.path.lexists, fault.remove):
+                path.unlink()
+                removed += 1
     return removed
 
 

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from angelshare.data.parquet import open_parquet
 from angelshare.errors import AngelshareError
 from angelshare.files import publishing
 
@@ -157,7 +158,7 @@ class LogitCache:
         """Open the parts; ``AngelshareError`` on a foreign file or parts that do not agree."""
         if not paths:
             raise AngelshareError("a logit cache has at least one part file")
-        self._files = [_open_part(Path(path)) for path in paths]
+        self._files = [open_parquet(Path(path)) for path in paths]
         infos = [_read_info(file, path) for file, path in zip(self._files, paths, strict=True)]
         self.info = replace(
             infos[0],
@@ -225,13 +226,6 @@ class _Group:
             gold_logprob=self.flat["gold_logprob"][begin:end],
             entropy=self.flat["entropy"][begin:end],
         )
-
-
-def _open_part(path: Path) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(path, memory_map=True)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise AngelshareError(f"{path}: not a readable Parquet file: {error}") from error
 
 
 def _read_info(file: pq.ParquetFile, path: Path) -> CacheInfo:
