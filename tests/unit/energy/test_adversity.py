@@ -89,7 +89,8 @@ def test_a_stopped_sampler_loses_no_energy(nvml: Nvml, job: JobMaker) -> None:
     check_gpu(record, nvml, one.sidecar.parent)
     power = record.components[0].power
     assert power is not None
-    (gap,) = power.gaps or []
+    # A busy machine may make a short gap of its own; the stop is the long one.
+    gap = max(power.gaps or [], key=lambda gap: gap.end_s - gap.start_s)
     assert gap.filled_by == "counter"
     assert gap.end_s - gap.start_s == pytest.approx(STOP_S, abs=2.5 * PERIOD_S)
     assert (power.coverage or 0.0) < 1 - 0.9 * STOP_S / record.time.duration_s
