@@ -1,0 +1,20 @@
+"""``angelshare …``: what is no rule, one module per subject."""
+
+from __future__ import annotations
+
+import sys
+
+from angelshare.cli import keep, look, results, share
+from angelshare.cli.common import app
+from angelshare.errors import AngelshareError
+
+__all__ = ["app", "keep", "look", "main", "results", "share"]
+
+
+def main() -> None:
+    """Run a command; an `AngelshareError` is one message and exit status 1."""
+    try:
+        app()
+    except AngelshareError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)

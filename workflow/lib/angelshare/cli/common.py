@@ -1,0 +1,76 @@
+"""What every command shares: the application, its common options, and opening a store."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+from rich.console import Console
+
+from angelshare.config import Config, load_config
+from angelshare.errors import AngelshareError
+from angelshare.store.artifacts import Artifact, ArtifactStore, Manifest, load
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="What is no rule: looking at the store, checking and sharing it, and reading results.",
+    pretty_exceptions_enable=False,
+)
+# A pipe or a file has no width: keys and paths stay whole.
+out = Console(width=None if sys.stdout.isatty() else 200)
+
+ConfigOption = Annotated[
+    Path, typer.Option("--config", help="The configuration the workflow runs with.")
+]
+StoreOption = Annotated[
+    Path | None, typer.Option("--store", help="The store; default: the configuration's.")
+]
+CONFIG = Path("config/config.yaml")
+
+
+def read_config(path: Path) -> Config:
+    """The checked configuration in a YAML file.
+
+    Raises:
+        AngelshareError: when it cannot be read or is not valid.
+    """
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise AngelshareError(
+            f"{path} cannot be read: {error}. Run in the checkout's root or give --config."
+        ) from error
+    return load_config(values, str(path))
+
+
+def open_store(store: Path | None, config: Path) -> ArtifactStore:
+    """The store named on the command line, else the configuration's."""
+    opened = ArtifactStore(store) if store else read_config(config).store.open()
+    if not opened.root.is_dir():
+        raise AngelshareError(f"there is no store at {opened.root}.")
+    return opened
+
+
+def find_artifact(store: ArtifactStore, key: str) -> Artifact:
+    """The one artifact whose key starts with ``key``.
+
+    Raises:
+        AngelshareError: when there is none, or more than one.
+    """
+    found = [artifact for artifact in store.artifacts() if artifact.key.startswith(key)]
+    if len(found) != 1:
+        raise AngelshareError(
+            f"{len(found)} artifacts of {store.root} have a key that starts with {key!r}; "
+            "`angelshare ls` lists them."
+        )
+    return found[0]
+
+
+def sealed(artifact: Artifact) -> Manifest | None:
+    """The manifest of an artifact that was sealed; None for one that is still being made."""
+    path = artifact.manifest_path
+    return load(Manifest, path) if path.exists() else None

@@ -1,0 +1,84 @@
+"""Reading results, and measuring and accounting outside the workflow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from angelshare.cli.common import CONFIG, ConfigOption, app, out, read_config
+from angelshare.errors import AngelshareError
+
+
+@app.command("findings")
+def findings_command(config: ConfigOption = CONFIG) -> None:
+    """Print where the report is, and what it says in three lines."""
+    results = Path(read_config(config).results)
+    path = results / "findings.txt"
+    if not path.exists():
+        raise AngelshareError(f"{path} is not there: run `snakemake --profile local` first.")
+    out.print(f"\nReport: {results / 'report.html'}", highlight=False, soft_wrap=True)
+    out.print(path.read_text().rstrip(), highlight=False, soft_wrap=True)
+
+
+@app.command("account")
+def account_command(
+    stages: Annotated[Path, typer.Option(help="CSV of stage energies (docs/accounting.md).")],
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder for the tables.")],
+    quality: Annotated[Path | None, typer.Option(help="CSV of scores.")] = None,
+) -> None:
+    """Make the accounting tables from energies measured elsewhere."""
+    from angelshare.accounting.imported import account_csv
+
+    account_csv(stages, quality, out_dir)
+    out.print(f"Tables in {out_dir}.", highlight=False)
+
+
+@app.command("meter", context_settings={"ignore_unknown_options": True})
+def meter_command(
+    command: Annotated[list[str], typer.Argument(help="-- the command and its arguments")],
+    out_path: Annotated[Path, typer.Option("--out", help="The sidecar.")] = Path("energy.json"),
+    config: Annotated[
+        Path | None, typer.Option("--config", help="Where energy and carbon settings stand.")
+    ] = None,
+) -> None:
+    """Measure any command: the same window and sidecar as a job of the workflow."""
+    from angelshare.energy import CarbonSettings, EnergySettings
+    from angelshare.energy.attempts import validate_sidecar
+    from angelshare.energy.command import meter
+
+    checked = read_config(config) if config else None
+    energy = checked.energy if checked else EnergySettings()
+    carbon = checked.carbon if checked else CarbonSettings()
+    meter(command, out_path, energy, carbon)
+    total = validate_sidecar(out_path).total
+    energy_j = total.energy_j
+    bound = f"{energy_j.value:,.1f} J ({energy_j.low:,.1f} to {energy_j.high:,.1f})"
+    missing = f", without {', '.join(total.missing)}" if total.missing else ""
+    print(f"{out_path}: {bound}, {total.measured_j:,.1f} J of it measured{missing}")
+
+
+@app.command("emissions")
+def emissions_command(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of sidecars or attempts.")],
+    out_path: Annotated[Path, typer.Option("--out")] = Path("emissions.csv"),
+) -> None:
+    """Export records as codecarbon's emissions.csv."""
+    from angelshare.energy.attempts import validate_sidecar
+    from angelshare.energy.export import write_emissions
+
+    paths = sorted(path for folder in folders for path in folder.glob("**/*energy.json"))
+    if not paths:
+        raise AngelshareError(f"no *energy.json under {', '.join(map(str, folders))}.")
+    write_emissions((validate_sidecar(path) for path in paths), out_path)
+    print(f"{out_path}: {len(paths)} records")
+
+
+@app.command("schemas")
+def schemas_command() -> None:
+    """Write the files that are generated from the code: JSON schemas and config/README.md."""
+    from angelshare.generated import write_all
+
+    for path in write_all(Path()):
+        out.print(f"wrote {path}", highlight=False)
