@@ -17,7 +17,7 @@ import pytest
 
 from angelshare.energy import CarbonSettings, EnergySettings, Job, window
 from angelshare.energy.attempts import read_attempts, validate_sidecar
-from angelshare.energy.closing import compute
+from angelshare.energy.computing import compute
 from angelshare.energy.probes.process_tree import start_ticks
 from angelshare.energy.sidecar import Record, json_schema
 from angelshare.energy.trace import read_parquet

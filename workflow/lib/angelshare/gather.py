@@ -7,6 +7,7 @@ from typing import Any
 
 from angelshare.accounting import study as accounting
 from angelshare.config import Config
+from angelshare.energy.attempts import close_dead
 from angelshare.files import read_json
 from angelshare.grid import RunPlan, Study
 from angelshare.store.artifacts import ArtifactStore
@@ -132,4 +133,8 @@ def _sources(
         )
     ]
     apart = [accounting.AttemptSource(results / "prerun" / "energy.attempts")]
-    return (*shared, *own, *apart)
+    sources = (*shared, *own, *apart)
+    for source in sources:
+        # Job and sampler may have died together, and no later attempt closed their record.
+        close_dead(source.folder)
+    return sources

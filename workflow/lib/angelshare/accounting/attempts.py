@@ -59,9 +59,17 @@ ATTEMPT_SCHEMA: dict[str, Any] = {
     "pue": pl.Float64,
     "grid_g_per_kwh": pl.Float64,
     "grid_source": pl.String,
+    "slurm_cluster": pl.String,
+    "slurm_job": pl.String,
+    "slurm_restart": pl.Int64,
+    "slurm_energy_j": pl.Float64,
+    "slurm_ratio": pl.Float64,
     "record": pl.String,
 }
-"""Columns of `attempts.parquet`; `tokens` count the stage's work, in the sense of `token_kind`."""
+"""Columns of `attempts.parquet`; `tokens` count the stage's work, in the sense of `token_kind`.
+
+What Slurm says (`beside_slurm`) is in no record: it is null until Slurm was asked.
+"""
 
 COMPONENT_SCHEMA: dict[str, Any] = {
     "id": pl.String,
@@ -235,6 +243,7 @@ def _attempt(record: Record, source: AttemptSource) -> dict[str, Any]:
         "token_kind": kind,
         **counts,
         **_carbon(record),
+        **_slurm(record),
         "record": str(record.path),
     }
 
@@ -290,6 +299,17 @@ def _carbon(record: Record) -> dict[str, Any]:
         "pue": record.number("carbon.pue.value", need=False),
         "grid_g_per_kwh": sum(intensities) / len(intensities) if intensities else None,
         "grid_source": grid[0].get("source"),
+    }
+
+
+def _slurm(record: Record) -> dict[str, Any]:
+    """The Slurm job of an attempt; a job that never was requeued has restarted 0 times."""
+    job = record.get("run.slurm.job_id", (str, int), need=False)
+    restarts = record.get("run.slurm.restart_count", int, need=False)
+    return {
+        "slurm_cluster": record.get("run.slurm.cluster", str, need=False),
+        "slurm_job": None if job is None else str(job),
+        "slurm_restart": None if job is None else restarts or 0,
     }
 
 

@@ -19,10 +19,12 @@ from angelshare.accounting.consolidated import load_consolidated
 from angelshare.accounting.frontier import frontier_table
 from angelshare.accounting.runs import benchmark_names, hyperparameter_names, run_table
 from angelshare.accounting.settings import AccountingSettings
+from angelshare.accounting.slurm import beside_slurm, slurm_jobs
 from angelshare.accounting.stages import stage_table
 from angelshare.accounting.study import Study
 from angelshare.accounting.summary import summary_table
 from angelshare.accounting.uncertainty import exposures
+from angelshare.energy.slurm import ask_slurm
 from angelshare.errors import AngelshareError
 from angelshare.files import publishing
 
@@ -86,12 +88,14 @@ def write_tables(
     """Read the study's attempt records, make all tables and publish `<table>.parquet` in `out_dir`.
 
     With `memory`, a folder of this team's own, records that were read before are not parsed
-    again. Raises AngelshareError where a record is broken or an energy unknown.
+    again. Where `sacct` is at hand, Slurm's own joules stand beside ours. Raises AngelshareError
+    where a record is broken or an energy unknown.
     """
     if memory is None:
         attempts, components = load_attempts(study.sources)
     else:
         attempts, components = load_consolidated(study.sources, memory)
+    attempts = beside_slurm(attempts, ask_slurm(slurm_jobs(attempts)))
     tables = make_tables(study, attempts, components, settings)
     publish_tables(tables, out_dir)
     return tables

@@ -7,6 +7,7 @@ listed, and forbids the word "total".
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import hypot
 
 from angelshare.energy.curves import Measured, between
@@ -52,7 +53,7 @@ def total_of(components: list[Component]) -> Total:
     )
 
 
-def phases_of(trace: Trace, parts: list[Measured]) -> list[Phase]:
+def phases_of(trace: Trace, parts: Sequence[Measured]) -> list[Phase]:
     """Each phase with its joules, and by how much they change when both its bounds move by 5 %."""
     start_ns, end_ns = trace.start_ns, trace.end_ns
     phases = []
@@ -118,12 +119,12 @@ def overlaps_of(trace: Trace) -> list[str]:
     return [event["text"] for event in trace.events if event["e"] == "overlap"]
 
 
-def warnings_of(trace: Trace, parts: list[Measured]) -> list[Warning]:
-    """Everything a reader of the figures must know."""
+def said_of(trace: Trace) -> list[Warning]:
+    """What a reader of the figures must know about the window as a whole."""
     found = [Warning(code="meter", text=text) for text in trace.remarks]
-    for part in parts:
-        found += part.warnings
-    found += [Warning(code="overlap", text=text) for text in overlaps_of(trace)]
+    for code in ("overlap", "nested"):
+        said = [event["text"] for event in trace.events if event["e"] == code]
+        found += [Warning(code=code, text=text) for text in said]
     wanted = trace.plan["settings"]["cpu_attribution"] == "cgroup"
     if wanted and trace.samples and trace.samples[0].cgroup_s is None:
         text = "the job is in no control group of its own; its processes' CPU time is charged"
