@@ -29,6 +29,7 @@ onstart:
         CONFIG.store.team_id(),
         Path.cwd(),
         [(plan.kind, plan.key) for plan in STUDY.artifacts.values()],
+        [str(path) for path in workflow.configfiles],
     )
 
 

@@ -1,5 +1,7 @@
 import os
+import shutil
 import time
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,8 @@ from angelshare.store.gc import collect, find_garbage, pin, register, unpin
 from angelshare.store.leases import Holder
 from angelshare.store.verify import verify
 
+RECORD = Path(__file__).parents[2] / "data/energy_sidecar.example.json"
+
 
 def make(store, tmp_path, seed, text=None):
     recipe = make_recipe("corpus", inputs={}, decoding={"seed": seed})
@@ -20,7 +24,7 @@ def make(store, tmp_path, seed, text=None):
     artifact.commit(0, {"data.parquet": source}, inputs={})
     artifact.seal(recipe, 1)
     artifact.attempts.mkdir(parents=True)
-    (artifact.attempts / "1.json").write_text("{}")
+    shutil.copy(RECORD, artifact.attempts / "1.json")
     return artifact
 
 

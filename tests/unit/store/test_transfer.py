@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import fsspec
 import pytest
@@ -11,12 +12,7 @@ from angelshare.store.verify import verify
 
 RECIPE = make_recipe("corpus", inputs={}, decoding={"seed": 1})
 KEY = recipe_key("corpus", RECIPE)
-RECORD = {
-    "components": [
-        {"id": "gpu0", "quality": "measured", "method": "nvml_counter", "energy_j": 5.0},
-        {"id": "dram", "quality": "missing", "method": "none", "energy_j": None},
-    ],
-}
+RECORD = json.loads((Path(__file__).parents[2] / "data/energy_sidecar.example.json").read_text())
 
 
 @pytest.fixture
@@ -59,8 +55,8 @@ def test_the_producers_joules_travel_and_are_labelled(artifact, remote, tmp_path
     pull(store, remote, "corpus", KEY)
     (path,) = store.artifact("corpus", KEY).attempts.glob("*.json")
     record = json.loads(path.read_text())
-    assert [c["method"] for c in record["components"]] == ["imported", "none"]
-    assert record["components"][0]["energy_j"] == 5.0
+    assert [c["method"] for c in record["components"]] == ["imported", "imported", "none"]
+    assert record["components"][0]["energy_j"] == RECORD["components"][0]["energy_j"]
     assert "gpu0 nvml_counter" in record["warnings"][0]["text"]
 
 

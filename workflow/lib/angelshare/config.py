@@ -22,7 +22,7 @@ from angelshare.energy.settings import CarbonSettings, EnergySettings
 from angelshare.errors import AngelshareError
 from angelshare.evaluation.settings import EvaluationSettings
 from angelshare.recipes import digest
-from angelshare.settings import Settings
+from angelshare.settings import PROJECT_LICENCE, Settings
 from angelshare.store.artifacts import ArtifactStore
 from angelshare.student.settings import LossSettings, StudentInit, TrainingSettings
 from angelshare.teacher.settings import CaptureSettings, DecodingSettings, DemoTeacher
@@ -33,7 +33,7 @@ class StoreSettings(Settings):
 
     root: str = "artifacts"
     """The shared store. Several checkouts and teams may point at the same folder."""
-    team: str | None = None
+    team: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=100)
     """Who this checkout's student runs belong to, in the amortisation over consumers. Null: the
     user and the checkout's folder, as a digest."""
 
@@ -71,15 +71,29 @@ class EmbeddedTeacher(Settings):
     """The entry of ``datasets`` whose kind of problem it learns; none of its own rows."""
     tokenizer: str = "demo"
     """The entry of ``tokenizers`` it reads with; its students must use the same."""
+    license: str | None = PROJECT_LICENCE
+    """The model's licence; recorded with all that it makes, and part of no key."""
+    outputs_restricted: bool = False
+    """Whether that licence restricts training on the model's outputs: corpora and logit caches
+    then carry a warning."""
 
 
 class PretrainedTeacher(Settings):
-    """A causal language model in a local folder or on the Hugging Face hub."""
+    """A causal language model, in safetensors, in a local folder or on the Hugging Face hub."""
 
     model: str = Field(min_length=1)
     """Hub name (``allenai/OLMo-2-0325-32B-SFT``) or a local folder."""
     revision: str | None = None
     """The hub commit; required for hub names, so that the recipe says which weights it means."""
+    trust_remote_code: bool = False
+    """Whether Python code that lies beside the weights may run on this machine, with all your
+    rights. Only for a model whose code you have read."""
+    license: str | None = None
+    """The model's licence, an SPDX identifier where there is one (``Apache-2.0``, or
+    ``LicenseRef-…``). Recorded with all that it makes, and part of no key."""
+    outputs_restricted: bool = False
+    """Whether that licence restricts training on the model's outputs: corpora and logit caches
+    then carry a warning."""
 
 
 class Student(Settings):

@@ -166,7 +166,10 @@ class _Planner:
                 problems=self.config.datasets[teacher.dataset].identity(),
             )
             return {"teacher": model}, {}
-        return {}, {"teacher": self.fingerprints.model(teacher.model, teacher.revision)}
+        named = self.fingerprints.model(teacher.model, teacher.revision)
+        if teacher.trust_remote_code:
+            named["trust_remote_code"] = True
+        return {}, {"teacher": named}
 
     def rows(self, dataset: str, splits: list[str]) -> int | None:
         """How many rows the data recipe promises in these splits; None where it takes all."""

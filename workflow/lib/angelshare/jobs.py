@@ -12,7 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,9 +25,14 @@ from angelshare.energy.measures import Baseline
 from angelshare.errors import AngelshareError
 from angelshare.files import read_json
 from angelshare.grid import ArtifactPlan, RunPlan, Study, plan_study
-from angelshare.store.artifacts import ArtifactStore, Receipt
+from angelshare.provenance import Making, restricted
+from angelshare.store.artifacts import Artifact, ArtifactStore
+from angelshare.store.changes import Contents, refuse_changed
+from angelshare.store.checks import Checks
 from angelshare.store.consumers import Consumer, consumer_id
 from angelshare.store.leases import single_flight
+from angelshare.store.provenance import restriction
+from angelshare.store.records import Receipt
 from angelshare.student.settings import PretrainedStudent
 
 if TYPE_CHECKING:
@@ -55,6 +60,8 @@ class Reporter:
     def __init__(self, name: str, log: Path) -> None:
         self.name = name
         self.log = log
+        self.guard: Callable[[], None] = lambda: None
+        """Called with every step; raises when the job had better stop."""
         self.used_j: Callable[[], float | None] = lambda: None
         """What the job has used so far, once its window is open."""
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -63,6 +70,7 @@ class Reporter:
 
     def __call__(self, step: int, of: int, text: str = "") -> None:
         """Say that ``step`` of ``of`` is done, with a remark; the last step is always said."""
+        self.guard()
         now = time.monotonic()
         if step < of and now - self._last < PROGRESS_EVERY_S:
             return
@@ -89,6 +97,12 @@ class JobContext:
     report: Reporter
     scratch: Path
     """A private folder that is gone when the job ends."""
+    checks: Checks
+    """The digests of what is read, being taken beside the reading."""
+    making: Making = field(default_factory=Making)
+    """What this job uses to make its part."""
+    contents: dict[str, str] = field(default_factory=dict)
+    """The content digest of each artifact that was read, by ``kind/key``."""
 
     def rows(self, plan: ArtifactPlan, splits: list[str] | None = None) -> Any:
         """The sequence table (pyarrow) of a dataset or corpus, with the wanted splits only."""
@@ -99,10 +113,22 @@ class JobContext:
         table = pa.concat_tables(read_table(path) for path in self.read(plan))
         return table if splits is None else in_splits(table, splits)
 
-    def read(self, plan: ArtifactPlan) -> list[Path]:
-        """The verified objects of an artifact, noted as inputs of this job."""
+    def open(self, plan: ArtifactPlan) -> Artifact:
+        """A sealed artifact, to be read.
+
+        Raises:
+            AngelshareError: when it is missing or damaged, or was made from what its inputs no
+                longer are.
+        """
         artifact = self.store.artifact(plan.kind, plan.key)
-        paths = artifact.paths()
+        refuse_changed(self.store, artifact)
+        self.contents[f"{plan.kind}/{plan.key}"] = artifact.manifest().content_sha256
+        return artifact
+
+    def read(self, plan: ArtifactPlan) -> list[Path]:
+        """The objects of an artifact, noted as inputs of this job; being checked while read."""
+        artifact = self.open(plan)
+        paths = artifact.paths(self.checks)
         for path in paths:
             self.window.read(path, path.name.partition(".")[0], producer=str(artifact))
         return paths
@@ -110,22 +136,39 @@ class JobContext:
     @contextmanager
     def folder(self, plan: ArtifactPlan) -> Iterator[Path]:
         """A folder with the files of a model or tokenizer artifact under their own names."""
-        artifact = self.store.artifact(plan.kind, plan.key)
-        with artifact.as_folder() as folder:
+        artifact = self.open(plan)
+        with artifact.as_folder(self.checks) as folder:
             self.window.read(
                 artifact.manifest_path, artifact.manifest().content_sha256, producer=str(artifact)
             )
             yield folder
 
     @contextmanager
-    def teacher(self, plan: ArtifactPlan) -> Iterator[tuple[str, str | None]]:
-        """The folder or hub name of the teacher an artifact is made by, and its revision."""
+    def teacher(self, plan: ArtifactPlan) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The folder or hub name of the teacher an artifact is made by, and how to load it.
+
+        Its files, tokenizer and device are noted for the receipt.
+        """
+        from angelshare.teacher.models import load_tokenizer
+
+        models = restricted(self.config, plan)
+        if models:
+            self.report.say(f"warning: {restriction(models)}")
+            self.window.warn("licence", restriction(models))
         teacher = self.config.teachers[plan.name]
         if isinstance(teacher, PretrainedTeacher):
-            yield teacher.model, teacher.revision
+            options: dict[str, Any] = {
+                "revision": teacher.revision,
+                "trust_remote_code": teacher.trust_remote_code,
+            }
+            yield teacher.model, options
+            self.making.tokenizer(load_tokenizer(teacher.model, **options))
+            self.making.model(teacher, self.config.results)
         else:
             with self.folder(plan.inputs["teacher"]) as folder:
-                yield str(folder), None
+                yield str(folder), {}
+                self.making.tokenizer(load_tokenizer(folder))
+        self.making.device()
 
     @contextmanager
     def tokenizer(self, run: RunPlan) -> Iterator[tuple[str, str | None]]:
@@ -138,8 +181,14 @@ class JobContext:
                 yield str(folder), None
 
     def record_consumer(self, run: RunPlan, plans: Iterable[ArtifactPlan], tokens: int) -> None:
-        """Note beside each artifact that this run read it; once, however often it is repeated."""
+        """Note beside each artifact that this run read it; once, however often it is repeated.
+
+        Raises:
+            AngelshareError: when something that was read is damaged: it did not count.
+        """
+        self.checks.join()
         team = self.config.store.team_id()
+        contents = Contents(self.store)
         consumer = Consumer(
             id=consumer_id(team, run.key),
             run=run.name,
@@ -148,7 +197,10 @@ class JobContext:
             utc=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         for plan in plans:
-            self.store.artifact(plan.kind, plan.key).add_consumer(consumer)
+            content = contents.of(f"{plan.kind}/{plan.key}")
+            self.store.artifact(plan.kind, plan.key).add_consumer(
+                consumer.model_copy(update={"content_sha256": content})
+            )
 
 
 @contextmanager
@@ -198,20 +250,38 @@ def job(
             window(what, checked.energy, checked.carbon, idle_here(checked)) as opened,
         ):
             report.used_j = opened.used_j
-            yield JobContext(
-                config=checked,
-                study=plan_study(checked),
-                store=checked.store.open(),
-                window=opened,
-                report=report,
-                scratch=Path(scratch),
-            )
+            with _checking(report) as checks:
+                yield JobContext(
+                    config=checked,
+                    study=plan_study(checked),
+                    store=checked.store.open(),
+                    window=opened,
+                    report=report,
+                    scratch=Path(scratch),
+                    checks=checks,
+                )
     except AngelshareError as error:
         report.say(f"error: {error}")
         raise SystemExit(1) from error
     except Exception:
         report.say(traceback.format_exc())
         raise
+
+
+@contextmanager
+def _checking(report: Reporter) -> Iterator[Checks]:
+    """Checks beside the body: the job ends well only if all that it read was whole."""
+    checks = Checks()
+    report.guard = checks.stop_if_damaged
+    try:
+        yield checks
+        checks.join()
+    except Exception:
+        # Damage explains more than what reading it has led to.
+        checks.join()
+        raise
+    finally:
+        checks.close()
 
 
 def idle_here(config: Config) -> Baseline | None:
@@ -245,13 +315,30 @@ class PartJob:
         rows: int = 0,
         tokens: int = 0,
     ) -> None:
-        """Store what the job made, with the content digests of what it was made from."""
-        inputs = {
-            role: self.context.store.artifact(upstream.kind, upstream.key).manifest().content_sha256
-            for role, upstream in self.plan.inputs.items()
-        }
-        receipt = self.artifact.commit(self.part, files, inputs=inputs, rows=rows, tokens=tokens)
-        if self.artifact.manifest_path.exists():
+        """Store what the job made, with what it was made from and with.
+
+        Raises:
+            AngelshareError: when something that was read is damaged: nothing is stored.
+        """
+        context = self.context
+        context.checks.join()
+        keys = {role: f"{plan.kind}/{plan.key}" for role, plan in self.plan.inputs.items()}
+        for role, plan in self.plan.inputs.items():
+            if keys[role] not in context.contents:
+                context.open(plan)
+        receipt = self.artifact.commit(
+            self.part,
+            files,
+            inputs={role: context.contents[key] for role, key in keys.items()},
+            input_keys=keys,
+            rows=rows,
+            tokens=tokens,
+            provenance=context.making.record(context.config, context.store, self.plan),
+        )
+        parts = range(self.plan.parts)
+        if self.artifact.manifest_path.exists() and all(
+            self.artifact.receipt_path(part).exists() for part in parts
+        ):
             # A repaired part: what the manifest says of it may have changed.
             self.artifact.seal(self.plan.recipe, self.plan.parts)
         for file in receipt.files:

@@ -125,6 +125,11 @@ def said_of(trace: Trace) -> list[Warning]:
     for code in ("overlap", "nested"):
         said = [event["text"] for event in trace.events if event["e"] == code]
         found += [Warning(code=code, text=text) for text in said]
+    found += [
+        Warning(code=event["code"], text=event["text"])
+        for event in trace.events
+        if event["e"] == "warning"
+    ]
     wanted = trace.plan["settings"]["cpu_attribution"] == "cgroup"
     if wanted and trace.samples and trace.samples[0].cgroup_s is None:
         text = "the job is in no control group of its own; its processes' CPU time is charged"

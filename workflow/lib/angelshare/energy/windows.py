@@ -133,6 +133,10 @@ class Window:
         """Note a file that was read, its digest, and what made it."""
         self.emit("read", file={"path": str(path), "sha256": sha256, "producer": producer})
 
+    def warn(self, code: str, text: str) -> None:
+        """Note something that a reader of the record must know."""
+        self.emit("warning", code=code, text=text)
+
     def made(self, path: Path | str, sha256: str, size_bytes: int | None = None) -> None:
         """Note a file that was made."""
         self.emit("made", file={"path": str(path), "sha256": sha256, "bytes": size_bytes})

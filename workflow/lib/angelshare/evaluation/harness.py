@@ -123,6 +123,7 @@ def evaluate_model(
     progress: Progress,
     count: Count,
     revision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> list[Score]:
     """Score a model folder (or hub model) on the tasks of ``settings``, in their order.
 
@@ -150,6 +151,8 @@ def evaluate_model(
             model=CountingLM(
                 pretrained=str(Path(model).absolute() if Path(model).is_dir() else model),
                 revision=revision or "main",
+                trust_remote_code=trust_remote_code,
+                use_safetensors=True,
                 batch_size=settings.batch_size,
                 device="cuda" if torch.cuda.is_available() else "cpu",
                 progress=progress,

@@ -16,7 +16,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,12 +102,8 @@ class ObjectStore:
             if os.path.lexists(target) and self.fault(sha256, suffix, size) is not None:
                 os.replace(staging, target)
             else:
-                try:
-                    os.link(staging, target)
-                except FileExistsError:
-                    # As young as a new one, so that no collection takes it before its receipt.
-                    with suppress(PermissionError):
-                        os.utime(target)
+                while not _linked(staging, target):
+                    pass
             sync_folder(target.parent)
             return sha256, size
         finally:
@@ -145,6 +141,22 @@ class ObjectStore:
         if not stat.S_ISREG(status.st_mode) or path.parent.is_symlink():
             return None
         return status.st_size
+
+
+def _linked(staging: Path, target: Path) -> bool:
+    """Make the object, or make the one that is there as young as a new one, so that no collection
+    takes it before its receipt; False where a collection took it in that very moment."""
+    try:
+        os.link(staging, target)
+    except FileExistsError:
+        try:
+            os.utime(target)
+        except PermissionError:
+            # Another user's: the same bytes as one's own.
+            os.replace(staging, target)
+        except FileNotFoundError:
+            return False
+    return True
 
 
 def _digest(path: Path) -> str:
