@@ -106,4 +106,6 @@ def test_measuring_a_command(tmp_path):
         cwd=tmp_path, status=3)  # fmt: skip
     assert not (tmp_path / "failed.json").exists()
     run("emissions", ".", cwd=tmp_path)
-    assert len((tmp_path / "emissions.csv").read_text().splitlines()) == 2
+    assert (
+        len((tmp_path / "emissions.csv").read_text().splitlines()) == 3
+    )  # the names, the attempt that worked, the one that failed
