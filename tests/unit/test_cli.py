@@ -106,6 +106,5 @@ def test_measuring_a_command(tmp_path):
         cwd=tmp_path, status=3)  # fmt: skip
     assert not (tmp_path / "failed.json").exists()
     run("emissions", ".", cwd=tmp_path)
-    assert (
-        len((tmp_path / "emissions.csv").read_text().splitlines()) == 3
-    )  # the names, the attempt that worked, the one that failed
+    lines = (tmp_path / "emissions.csv").read_text().splitlines()
+    assert len(lines) == 3, "the names, the attempt that worked and the one that failed"
