@@ -26,10 +26,12 @@ from angelshare.errors import AngelshareError
 from angelshare.files import read_json
 from angelshare.grid import ArtifactPlan, RunPlan, Study, plan_study
 from angelshare.provenance import Making, restricted
+from angelshare.recipes import digest
 from angelshare.store.artifacts import Artifact, ArtifactStore
 from angelshare.store.changes import Contents, refuse_changed
 from angelshare.store.checks import Checks
 from angelshare.store.consumers import Consumer, consumer_id
+from angelshare.store.journal import UNFINISHED, Journal
 from angelshare.store.leases import single_flight, sole_maker
 from angelshare.store.provenance import restriction
 from angelshare.store.records import Receipt
@@ -330,6 +332,26 @@ class PartJob:
         self.artifact = context.store.artifact(plan.kind, plan.key)
         self.adopted = adopted
         """The part's receipt, where the store has it: there is nothing to do."""
+        self._journal: Journal | None = None
+
+    def journal(self) -> Journal:
+        """What an earlier attempt at this part finished; what is added to it outlives a kill."""
+        if self._journal is None:
+            made_from = digest("angelshare/journal", self._inputs())
+            folder = self.artifact.folder / UNFINISHED / f"{self.part:05d}"
+            self._journal = Journal(folder, made_from)
+        return self._journal
+
+    def _inputs(self) -> dict[str, str]:
+        """The content digest of each artifact that the part is made from, by its role."""
+        context, keys = self.context, self._input_keys()
+        for role, plan in self.plan.inputs.items():
+            if keys[role] not in context.contents:
+                context.open(plan)
+        return {role: context.contents[key] for role, key in keys.items()}
+
+    def _input_keys(self) -> dict[str, str]:
+        return {role: f"{plan.kind}/{plan.key}" for role, plan in self.plan.inputs.items()}
 
     def commit(
         self,
@@ -345,19 +367,17 @@ class PartJob:
         """
         context = self.context
         context.checks.join()
-        keys = {role: f"{plan.kind}/{plan.key}" for role, plan in self.plan.inputs.items()}
-        for role, plan in self.plan.inputs.items():
-            if keys[role] not in context.contents:
-                context.open(plan)
         receipt = self.artifact.commit(
             self.part,
             files,
-            inputs={role: context.contents[key] for role, key in keys.items()},
-            input_keys=keys,
+            inputs=self._inputs(),
+            input_keys=self._input_keys(),
             rows=rows,
             tokens=tokens,
             provenance=context.making.record(context.config, context.store, self.plan),
         )
+        if self._journal is not None:
+            self._journal.discard()
         parts = range(self.plan.parts)
         if self.artifact.manifest_path.exists() and all(
             self.artifact.receipt_path(part).exists() for part in parts

@@ -24,6 +24,7 @@ from angelshare.files import TEMPORARY_PREFIX
 from angelshare.store.artifacts import Artifact, ArtifactStore
 from angelshare.store.changes import Contents
 from angelshare.store.consumers import Consumer
+from angelshare.store.journal import UNFINISHED
 from angelshare.store.objects import writing
 from angelshare.store.records import Manifest, Receipt, load
 
@@ -266,5 +267,7 @@ def repair(faults: list[Fault]) -> int:
 
 
 def leftovers(store: ArtifactStore) -> list[Path]:
-    """Temporary files that a killed job left behind; never part of an artifact."""
-    return sorted(store.root.rglob(f"{TEMPORARY_PREFIX}*"))
+    """Temporary files that a killed job left behind, and what it finished of its part; never part
+    of an artifact."""
+    pieces = store.root.glob(f"*/*/{UNFINISHED}/*/*")
+    return sorted({*store.root.rglob(f"{TEMPORARY_PREFIX}*"), *pieces})
