@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -403,7 +403,8 @@ def part_job(
     """Run the body of a job that makes part ``part`` of the artifact ``kind``/``key``.
 
     The body asks ``adopted`` first: where it is set, there is nothing to do. Otherwise this job
-    holds the part's lease while the body runs.
+    holds the part's lease while the body runs. Waiting for another job's lease is a phase of the
+    window: it costs energy too.
     """
     stage, role = STAGES[kind]
     attempts = Path(receipt).parent.parent / "attempts"
@@ -417,10 +418,14 @@ def part_job(
     ) as context:
         plan, number = planned_artifact(context, key), int(part)
         artifact = context.store.artifact(kind, key)
-        with single_flight(artifact, number, context.report.say) as adopted:
+        with ExitStack() as held:
+            lease = single_flight(artifact, number, context.report.say)
+            with context.window.phase("wait"):
+                adopted = held.enter_context(lease)
             if adopted:
                 context.report.say(f"{artifact} part {number} is in the store: reused")
-            yield PartJob(context, plan, number, adopted)
+            with context.window.phase("reuse" if adopted else "make"):
+                yield PartJob(context, plan, number, adopted)
 
 
 def planned_artifact(context: JobContext, key: str) -> ArtifactPlan:
