@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Mapping
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
 
 LIBRARY = "libnvidia-ml.so.1"
 COLUMNS = (

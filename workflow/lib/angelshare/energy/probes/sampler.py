@@ -24,7 +24,6 @@ import select
 import signal
 import sys
 import time
-from typing import Any
 
 from angelshare.energy.probes import nvml, rapl
 from angelshare.energy.probes.live import Live
@@ -34,6 +33,10 @@ from angelshare.energy.probes.process_tree import (
     cgroup_s,
     start_ticks,
 )
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 ROLL_STEP_S = 0.02
 ROLL_LIMIT_S = 0.3
