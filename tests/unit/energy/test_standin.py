@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from angelshare.energy import EnergySettings, Job, window
 from angelshare.energy.attempts import validate_sidecar
 from angelshare.energy.computing import compute
 from angelshare.energy.measures import Component
-from angelshare.energy.prerun import idle_baseline
+from angelshare.energy.prerun import idle_baseline, look_at_machine
 from angelshare.energy.sidecar import Record
 from angelshare.energy.trace import read_parquet
 
@@ -163,6 +164,24 @@ def test_prerun_measures_idle_and_tick(nvml: Nvml) -> None:
     assert row["meter"] == "nvml_counter"
     assert row["tick_ms"] == pytest.approx(50, abs=25)
     assert row["agreement_ok"] is None, "half a second is too short to compare"
+
+
+def test_prerun_tells_idle_with_and_without_a_context(
+    nvml: Nvml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stand-in draws 70 W; a module in torch's place stands for a context."""
+    nvml.play("tick 0.05", "gpu GPU-0 H100", "seg 1 70 70")
+    (tmp_path / "torch.py").write_text(
+        "zeros = print\nclass cuda:\n    device_count = staticmethod(lambda: 0)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    found = look_at_machine(0.3, GPUS)
+    assert found["baseline"]["state"] == "no_context"
+    assert found["with_context"]["baseline"]["state"] == "context_open"
+    row = found["table"][0]
+    assert row["component"] == "gpu0"
+    for column in ("idle", "with context"):
+        assert float(row[column].removesuffix(" W")) == pytest.approx(70, rel=0.1)
 
 
 def test_telemetry_is_in_the_trace(nvml: Nvml, job: JobMaker) -> None:

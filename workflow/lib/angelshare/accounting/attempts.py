@@ -43,6 +43,7 @@ ATTEMPT_SCHEMA: dict[str, Any] = {
     "energy_high_j": pl.Float64,
     "measured_j": pl.Float64,
     "estimated_j": pl.Float64,
+    "shift_5pct_j": pl.Float64,
     "tokens": pl.Int64,
     "j_per_token": pl.Float64,
     "tokens_per_s": pl.Float64,
@@ -68,6 +69,8 @@ ATTEMPT_SCHEMA: dict[str, Any] = {
 }
 """Columns of `attempts.parquet`; `tokens` count the stage's work, in the sense of `token_kind`.
 
+`shift_5pct_j` is the most that the joules of one of its phases (of the whole attempt where it has
+none) change when both bounds of that phase move by 5 % of its length to either side.
 What Slurm says (`beside_slurm`) is in no record: it is null until Slurm was asked.
 """
 
@@ -229,6 +232,7 @@ def _attempt(record: Record, source: AttemptSource) -> dict[str, Any]:
         "energy_high_j": record.number("total.energy_j.high", need=False),
         "measured_j": record.number("total.measured_j"),
         "estimated_j": record.number("total.estimated_j"),
+        "shift_5pct_j": _shift(record),
         "tokens": tokens,
         "j_per_token": energy_j / tokens if tokens and energy_j is not None else None,
         "tokens_per_s": tokens / duration_s if tokens and duration_s else None,
@@ -300,6 +304,14 @@ def _carbon(record: Record) -> dict[str, Any]:
         "grid_g_per_kwh": sum(intensities) / len(intensities) if intensities else None,
         "grid_source": grid[0].get("source"),
     }
+
+
+def _shift(record: Record) -> float | None:
+    """The largest change of a phase's joules when its bounds move by 5 %."""
+    phases = record.get("phases", list, need=False) or []
+    names = ("shift_minus5pct_j", "shift_plus5pct_j")
+    known = [phase[name] for phase in phases for name in names if phase.get(name) is not None]
+    return max((abs(float(joules)) for joules in known), default=None)
 
 
 def _slurm(record: Record) -> dict[str, Any]:

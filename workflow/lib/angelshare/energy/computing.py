@@ -86,7 +86,7 @@ def record_of(
         components=components,
         total=total,
         baseline=Baseline.model_validate(plan["baseline"]) if plan["baseline"] else None,
-        phases=phases_of(trace, parts) or None,
+        phases=phases_of(trace, parts),
         work=work,
         carbon=_carbon(trace, parts, total) if plan["carbon"] else None,
         cost=_cost(trace, parts, total) if plan["carbon"] else None,

@@ -54,10 +54,14 @@ def total_of(components: list[Component]) -> Total:
 
 
 def phases_of(trace: Trace, parts: Sequence[Measured]) -> list[Phase]:
-    """Each phase with its joules, and by how much they change when both its bounds move by 5 %."""
+    """Each phase with its joules, and by how much they change when both its bounds move by 5 %.
+
+    A window without phases is one, named after its stage. What was before and after the window is
+    not seen: a bound that moves beyond it adds nothing.
+    """
     start_ns, end_ns = trace.start_ns, trace.end_ns
     phases = []
-    for name, begin_ns, finish_ns in _spans(trace):
+    for name, begin_ns, finish_ns in _spans(trace) or [_whole(trace)]:
         shift_ns = SHIFT * (finish_ns - begin_ns)
 
         def joules(by_ns: float, a: int = begin_ns, b: int = finish_ns) -> float:
@@ -81,6 +85,10 @@ def phases_of(trace: Trace, parts: Sequence[Measured]) -> list[Phase]:
             )
         )
     return phases
+
+
+def _whole(trace: Trace) -> tuple[str, int, int]:
+    return str(trace.plan["record"]["stage"]), trace.start_ns, trace.end_ns
 
 
 def _spans(trace: Trace) -> list[tuple[str, int, int]]:
