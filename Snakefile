@@ -38,10 +38,10 @@ rule all_frontiers:
     default_target: True
     input:
         "<results>/report.html",
-        whole(STUDY.artifacts.values()),
+        whole(wanted()),
 
 
 # The shared teacher artifacts alone, for a team that only wants to fill the store.
 rule all_artifacts:
     input:
-        whole(STUDY.artifacts.values()),
+        whole(wanted()),

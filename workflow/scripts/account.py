@@ -13,8 +13,17 @@ with job(
 ) as context:
     # Imported inside the window: loading costs energy too.
     from angelshare.accounting.tables import write_tables
-    from angelshare.gather import gather
+    from angelshare.gather import gather, outdated
+    from angelshare.provenance import licence_warnings
 
+    team = context.config.store.team_id()
+    for code, lines in (
+        ("licence", licence_warnings(context.config, context.study)),
+        ("outdated", outdated(context.study, context.store, team)),
+    ):
+        for line in lines:
+            context.report.say(f"warning: {line}")
+            context.window.warn(code, line)
     write_tables(
         gather(context.config, context.study, context.store),
         context.config.accounting,

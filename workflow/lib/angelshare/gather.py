@@ -11,6 +11,8 @@ from angelshare.energy.attempts import close_dead
 from angelshare.files import read_json
 from angelshare.grid import RunPlan, Study
 from angelshare.store.artifacts import ArtifactStore
+from angelshare.store.changes import Contents
+from angelshare.store.consumers import consumer_id
 
 UNCHARGED_KINDS = frozenset({"model"})
 """The embedded teacher's own training: stated apart, like a real teacher's pretraining."""
@@ -54,6 +56,26 @@ def gather(config: Config, study: Study, store: ArtifactStore) -> accounting.Stu
     )
 
 
+def outdated(study: Study, store: ArtifactStore, team: str) -> list[str]:
+    """One line for each run of this team that read what an artifact no longer is."""
+    contents, found = Contents(store), []
+    for run in study.runs.values():
+        for plan in run.upstream():
+            now = contents.of(f"{plan.kind}/{plan.key}")
+            read = [
+                consumer.content_sha256
+                for consumer in store.artifact(plan.kind, plan.key).consumers()
+                if consumer.id == consumer_id(team, run.key)
+            ]
+            if now is not None and any(then not in (None, now) for then in read):
+                found.append(
+                    f"{run.name} was trained when {plan.kind} {plan.key[:12]} had other content "
+                    f"({(read[0] or '')[:12]} then, {now[:12]} now): remove its folder under "
+                    "students/ to train it again"
+                )
+    return found
+
+
 def _teacher_scores(study: Study, store: ArtifactStore) -> dict[str, dict[str, float]]:
     """Each teacher evaluation's scores by benchmark, by the key of its artifact."""
     return {
@@ -94,14 +116,15 @@ def _artifacts(study: Study, store: ArtifactStore) -> tuple[accounting.Artifact,
     found = []
     for plan in study.artifacts.values():
         artifact = store.artifact(plan.kind, plan.key)
-        manifest = artifact.manifest()
+        # One that nothing needed any more may be gone; its bill and its consumers are not.
+        manifest = artifact.manifest() if artifact.manifest_path.exists() else None
         found.append(
             accounting.Artifact(
                 kind=plan.kind,
                 key=plan.key,
                 label=plan.label,
-                tokens=manifest.tokens,
-                bytes=manifest.bytes,
+                tokens=manifest.tokens if manifest else 0,
+                bytes=manifest.bytes if manifest else 0,
                 charged=plan.kind not in UNCHARGED_KINDS,
                 consumers=tuple(
                     accounting.Consumer(c.id, c.run, c.team, c.tokens_read, c.utc)
