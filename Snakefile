@@ -31,6 +31,8 @@ onstart:
         [(plan.kind, plan.key) for plan in STUDY.artifacts.values()],
         [str(path) for path in workflow.configfiles],
     )
+    if CONFIG.store.remotes:
+        keep_offers(CONFIG.results, OFFERS)
 
 
 # Everything: the report, its figures, and every shared artifact of the study sealed in the store.

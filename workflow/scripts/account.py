@@ -13,13 +13,14 @@ with job(
 ) as context:
     # Imported inside the window: loading costs energy too.
     from angelshare.accounting.tables import write_tables
-    from angelshare.gather import gather, outdated
+    from angelshare.gather import gather, outdated, unrecorded
     from angelshare.provenance import licence_warnings
 
     team = context.config.store.team_id()
     for code, lines in (
         ("licence", licence_warnings(context.config, context.study)),
         ("outdated", outdated(context.study, context.store, team)),
+        ("unrecorded", unrecorded(context.study, context.store)),
     ):
         for line in lines:
             context.report.say(f"warning: {line}")

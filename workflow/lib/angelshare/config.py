@@ -40,6 +40,9 @@ class StoreSettings(Settings):
     layers: list[str] = []
     """Stores that are read and never written, such as another group's: an artifact found there is
     used where it lies."""
+    remotes: list[str] = []
+    """Stores at any fsspec address (`s3://bucket/store`, a folder): what the store lacks and one of
+    them has is fetched instead of made. The first one that has it counts."""
 
     def open(self) -> ArtifactStore:
         """The store, with its layers."""
@@ -158,6 +161,7 @@ RuleName = Literal[
     "generate_corpus",
     "evaluate_teacher",
     "seal",
+    "fetch",
     "train_student",
     "evaluate_student",
     "account",
@@ -367,6 +371,8 @@ def _unusable_paths(config: Config) -> Iterator[str]:
     for number, layer in enumerate(config.store.layers):
         if not Path(layer).is_dir():
             yield f"store.layers[{number}]: there is no store at {layer}."
+    for number, url in enumerate(config.store.remotes):
+        yield from _unknown_protocol(f"store.remotes[{number}]", url)
     for where, folder in (("store.root", config.store.root), ("results", config.results)):
         nearest = Path(folder).absolute()
         while not nearest.exists():
@@ -375,6 +381,16 @@ def _unusable_paths(config: Config) -> Iterator[str]:
             yield f"{where}: {nearest} is a file, not a folder."
         elif not os.access(nearest, os.W_OK):
             yield f"{where}: {nearest} is not writable for {getpass.getuser()}."
+
+
+def _unknown_protocol(where: str, url: str) -> Iterator[str]:
+    """An address of a kind for which there is no file system."""
+    from fsspec import available_protocols
+    from fsspec.utils import get_protocol
+
+    protocol = get_protocol(url)
+    if protocol not in available_protocols():
+        yield f"{where}: fsspec knows no file system for {protocol}:// (got {url!r})."
 
 
 def _model_problem(where: str, model: str, revision: str | None) -> Iterator[str]:

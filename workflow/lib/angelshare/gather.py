@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ def gather(config: Config, study: Study, store: ArtifactStore) -> accounting.Stu
     """Read what the finished jobs of a study left behind."""
     results = Path(config.results)
     teacher_scores = _teacher_scores(study, store)
+    known = study.artifacts.keys() - {plan.key for plan in unrecorded(study, store)}
     runs, scores = [], []
     for run in study.runs.values():
         training = read_json(results / "students" / run.name / "training.json")
@@ -33,7 +35,7 @@ def gather(config: Config, study: Study, store: ArtifactStore) -> accounting.Stu
                 dataset=run.dataset,
                 seed=run.seed,
                 hyperparameters=run.hyperparameters,
-                artifacts=tuple((plan.kind, plan.key) for plan in run.billed()),
+                artifacts=tuple((p.kind, p.key) for p in run.billed() if p.key in known),
                 tokens=training["trained_tokens"],
                 parameters=training["parameters"],
             )
@@ -50,9 +52,9 @@ def gather(config: Config, study: Study, store: ArtifactStore) -> accounting.Stu
     return accounting.Study(
         team=config.store.team_id(),
         runs=tuple(runs),
-        artifacts=_artifacts(study, store),
+        artifacts=_artifacts(study, store, known),
         scores=tuple(scores),
-        sources=_sources(study, store, results),
+        sources=_sources(study, store, results, known),
     )
 
 
@@ -74,6 +76,20 @@ def outdated(study: Study, store: ArtifactStore, team: str) -> list[str]:
                     "students/ to train it again"
                 )
     return found
+
+
+def unrecorded(study: Study, store: ArtifactStore) -> list[str]:
+    """One line for each artifact on nobody's bill of which neither content nor cost is known here.
+
+    What was made from one is here or was fetched, without a word of what that one cost.
+    """
+    return [
+        f"{plan.kind} {plan.label} is not here, and no record of what it cost"
+        for plan in study.artifacts.values()
+        if plan.kind in UNCHARGED_KINDS
+        and not (artifact := store.artifact(plan.kind, plan.key)).manifest_path.exists()
+        and not any(artifact.attempts.glob("*.json"))
+    ]
 
 
 def _teacher_scores(study: Study, store: ArtifactStore) -> dict[str, dict[str, float]]:
@@ -112,9 +128,11 @@ def _scores(
     ]
 
 
-def _artifacts(study: Study, store: ArtifactStore) -> tuple[accounting.Artifact, ...]:
+def _artifacts(
+    study: Study, store: ArtifactStore, known: Collection[str]
+) -> tuple[accounting.Artifact, ...]:
     found = []
-    for plan in study.artifacts.values():
+    for plan in (study.artifacts[key] for key in study.artifacts if key in known):
         artifact = store.artifact(plan.kind, plan.key)
         # One that nothing needed any more may be gone; its bill and its consumers are not.
         manifest = artifact.manifest() if artifact.manifest_path.exists() else None
@@ -136,7 +154,7 @@ def _artifacts(study: Study, store: ArtifactStore) -> tuple[accounting.Artifact,
 
 
 def _sources(
-    study: Study, store: ArtifactStore, results: Path
+    study: Study, store: ArtifactStore, results: Path, known: Collection[str]
 ) -> tuple[accounting.AttemptSource, ...]:
     """Every folder of attempt records, and whose bill it is."""
     shared = [
@@ -145,7 +163,8 @@ def _sources(
             artifact_kind=plan.kind,
             artifact_key=plan.key,
         )
-        for plan in study.artifacts.values()
+        for key, plan in study.artifacts.items()
+        if key in known
     ]
     own = [
         accounting.AttemptSource(folder, run=run)

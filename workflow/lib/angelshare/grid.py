@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,6 +90,26 @@ class Study:
     """By key."""
     runs: dict[str, RunPlan] = field(default_factory=dict)
     """By name."""
+
+    def needed(self, there: Collection[str]) -> dict[str, ArtifactPlan]:
+        """What the runs read, and what has to be made for it, by key.
+
+        Args:
+            there: the keys of artifacts that need not be made, so their inputs are not needed.
+        """
+        todo = [
+            plan
+            for run in self.runs.values()
+            for plan in (*run.inputs.values(), *([run.scores] if run.scores else []))
+        ]
+        found: dict[str, ArtifactPlan] = {}
+        while todo:
+            plan = todo.pop()
+            if plan.key not in found:
+                found[plan.key] = plan
+                if plan.key not in there:
+                    todo.extend(plan.inputs.values())
+        return found
 
 
 def plan_study(config: Config) -> Study:

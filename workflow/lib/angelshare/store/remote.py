@@ -28,8 +28,9 @@ from pydantic import ValidationError
 
 from angelshare.errors import AngelshareError
 from angelshare.files import TEMPORARY_PREFIX, publish_bytes
-from angelshare.store.artifacts import ArtifactStore, Manifest, StoredFile
+from angelshare.store.artifacts import ArtifactStore
 from angelshare.store.objects import writing
+from angelshare.store.records import Manifest, StoredFile
 
 P = ParamSpec("P")
 Result = TypeVar("Result")
@@ -128,6 +129,11 @@ class Remote:
         if not _ARTIFACT.fullmatch(f"{kind}/{key}"):
             raise AngelshareError(f"{self.url}: {kind}/{key} is not the name of an artifact.")
         return self.path(kind, key, *parts)
+
+    @_answered
+    def exists(self) -> bool:
+        """Whether there is anything at the address."""
+        return self.files.exists(str(self.root))
 
     # -- reading --------------------------------------------------------------------------------
 

@@ -27,16 +27,10 @@ from pydantic import ValidationError
 from angelshare.energy.sidecar import Record
 from angelshare.errors import AngelshareError
 from angelshare.files import publish_bytes, publish_first, publish_json
-from angelshare.store.artifacts import (
-    Artifact,
-    ArtifactStore,
-    Manifest,
-    Receipt,
-    StoredFile,
-    to_json,
-)
+from angelshare.store.artifacts import Artifact, ArtifactStore
 from angelshare.store.leases import single_flight
 from angelshare.store.objects import writing
+from angelshare.store.records import Manifest, Receipt, StoredFile, to_json
 from angelshare.store.remote import NoAnswer, Remote
 
 WORKERS = 8
