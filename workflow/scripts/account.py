@@ -17,10 +17,14 @@ with job(
     from angelshare.provenance import licence_warnings
 
     team = context.config.store.team_id()
+    costless = [
+        f"{plan.kind} {plan.label} is not here, and no record of what it cost"
+        for plan in unrecorded(context.study, context.store)
+    ]
     for code, lines in (
         ("licence", licence_warnings(context.config, context.study)),
         ("outdated", outdated(context.study, context.store, team)),
-        ("unrecorded", unrecorded(context.study, context.store)),
+        ("unrecorded", costless),
     ):
         for line in lines:
             context.report.say(f"warning: {line}")

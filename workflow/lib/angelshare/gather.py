@@ -10,7 +10,7 @@ from angelshare.accounting import study as accounting
 from angelshare.config import Config
 from angelshare.energy.attempts import close_dead
 from angelshare.files import read_json
-from angelshare.grid import RunPlan, Study
+from angelshare.grid import ArtifactPlan, RunPlan, Study
 from angelshare.store.artifacts import ArtifactStore
 from angelshare.store.changes import Contents
 from angelshare.store.consumers import consumer_id
@@ -78,13 +78,13 @@ def outdated(study: Study, store: ArtifactStore, team: str) -> list[str]:
     return found
 
 
-def unrecorded(study: Study, store: ArtifactStore) -> list[str]:
-    """One line for each artifact on nobody's bill of which neither content nor cost is known here.
+def unrecorded(study: Study, store: ArtifactStore) -> list[ArtifactPlan]:
+    """Artifacts on nobody's bill of which nothing is known here: neither content nor cost.
 
     What was made from one is here or was fetched, without a word of what that one cost.
     """
     return [
-        f"{plan.kind} {plan.label} is not here, and no record of what it cost"
+        plan
         for plan in study.artifacts.values()
         if plan.kind in UNCHARGED_KINDS
         and not (artifact := store.artifact(plan.kind, plan.key)).manifest_path.exists()
