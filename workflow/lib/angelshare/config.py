@@ -325,11 +325,11 @@ def _dangling_names(config: Config) -> Iterator[str]:
                 f"{block.pipeline!r} does not use (logits: false)."
             )
         for temperature in block.temperature:
-            if temperature not in config.capture.temperatures:
-                yield (
-                    f"{where}.temperature {temperature} is not one that the logit cache keeps: "
-                    f"add it to capture.temperatures (now {list(config.capture.temperatures)})."
-                )
+            if temperature not in config.capture.usable_temperatures:
+                yield f"{where}.temperature {_off_grid(config.capture, temperature)}"
+        own, usable = config.loss.temperature, config.capture.usable_temperatures
+        if pipeline and pipeline.logits and not block.temperature and own not in usable:
+            yield f"loss.temperature {_off_grid(config.capture, own)}"
         try:
             training_of(config, block)
         except ValidationError as error:
@@ -352,6 +352,19 @@ def _generated(config: Config, where: str, dataset: str) -> Iterator[str]:
         yield _unknown(where, dataset, config.datasets)
     elif config.datasets[dataset].source != "word_problems":
         yield f"{where}: {dataset!r} is not a dataset of generated word_problems."
+
+
+def _off_grid(capture: CaptureSettings, temperature: float) -> str:
+    if temperature in capture.temperatures:
+        return (
+            f"{temperature} cannot be had from draws (capture.codec is {capture.codec.name}), "
+            "which give the teacher's distribution at 1 alone: use temperature 1, or the codec "
+            "topk_tail."
+        )
+    return (
+        f"{temperature} is not one that the logit cache keeps: add it to capture.temperatures "
+        f"(now {list(capture.temperatures)})."
+    )
 
 
 def _unknown(where: str, name: str, table: Mapping[str, Any]) -> str:

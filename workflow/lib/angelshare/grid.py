@@ -228,7 +228,7 @@ class _Planner:
             teacher,
             {**inputs, "sequences": sequences},
             parts=self.parts(dataset, splits),
-            label=f"{teacher} on {sequences.label}, top {self.config.capture.top_k}",
+            label=f"{teacher} on {sequences.label}, {self.config.capture.codec}",
             splits=splits,
             part_rows=self.config.hardware.part_rows,
             capture=self.config.capture.identity(),
