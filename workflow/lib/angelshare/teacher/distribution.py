@@ -1,4 +1,4 @@
-"""What a codec keeps of logits: one pass of exp per temperature, nothing sorted but the head.
+"""What a codec keeps of logits: few passes over it and nothing sorted but the head.
 
 Shapes: N positions, V vocabulary, k most kept, G grid temperatures, S draws. All on the logits'
 device, in float32; the logits are used up.
@@ -6,13 +6,15 @@ device, in float32; the logits are used up.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from angelshare.teacher.settings import RskdSettings, TopkTailSettings
 
-BLOCK = 128
+BLOCK = 64
 Selected = dict[str, Tensor]
 
 
@@ -29,24 +31,24 @@ def topk_tail(
     logits_NV -= best_N1
     values_NK -= best_N1
     gold_N1 = logits_NV.gather(1, gold_N[:, None])
-    exp_NV = torch.empty_like(logits_NV)
-    sums: dict[float, tuple[Tensor, Tensor]] = {}
-    for temperature in (1.0, *(t for t in temperatures if t != 1.0)):
-        torch.div(logits_NV, temperature, out=exp_NV).exp_()
-        head_NK = (values_NK / temperature).exp()
+    rest: dict[float, Tensor] = {}
+    for temperature, exp_NV in _exponentials(logits_NV, temperatures):
+        exp_NV.scatter_(1, ids_NK, 0.0)
+        rest[temperature] = exp_NV.sum(1)
         if temperature == 1.0:
-            expected_N = rowwise_dot(exp_NV, logits_NV)
-            exp_NV.scatter_(1, ids_NK, 0.0)
-            z_N = head_NK.sum(1) + exp_NV.sum(1)
-            kept_N = _kept(head_NK.cumsum(1), settings.top_p * z_N, settings.top_p)
-            outside_NK = torch.arange(values_NK.shape[1], device=kept_N.device) >= kept_N[:, None]
-        else:
-            exp_NV.scatter_(1, ids_NK, 0.0)
-        tail_N = exp_NV.sum(1) + (head_NK * outside_NK).sum(1)
-        sums[temperature] = tail_N, (head_NK * ~outside_NK).sum(1) + tail_N
-    log_z_N1 = sums[1.0][1].log()[:, None]
+            expected_N = torch.mul(exp_NV, logits_NV).sum(1)
+    head_NK = values_NK.exp()
+    expected_N += (head_NK * values_NK).sum(1)
+    z_N = head_NK.sum(1) + rest[1.0]
+    kept_N = _kept(head_NK.cumsum(1), settings.top_p * z_N, settings.top_p)
+    inside_NK = torch.arange(values_NK.shape[1], device=kept_N.device) < kept_N[:, None]
+    tails, partitions = [], []
+    for temperature in temperatures:
+        head_NK = (values_NK / temperature).exp()
+        tails.append(rest[temperature] + (head_NK * ~inside_NK).sum(1))
+        partitions.append(tails[-1] + (head_NK * inside_NK).sum(1))
+    log_z_N1 = z_N.log()[:, None]
     grid_1G = torch.tensor([temperatures], device=log_z_N1.device)
-    tails, partitions = zip(*(sums[temperature] for temperature in temperatures), strict=True)
     return {
         "ids": ids_NK.int(),
         "values": values_NK - log_z_N1,
@@ -54,7 +56,7 @@ def topk_tail(
         "log_tail": torch.stack(tails, 1).log() - log_z_N1 / grid_1G,
         "log_partition": torch.stack(partitions, 1).log() - log_z_N1 / grid_1G,
         "gold_logprob": (gold_N1 - log_z_N1)[:, 0],
-        "entropy": log_z_N1[:, 0] - expected_N / sums[1.0][1],
+        "entropy": log_z_N1[:, 0] - expected_N / z_N,
     }
 
 
@@ -71,19 +73,16 @@ def rskd(
     """
     logits_NV -= logits_NV.amax(1, keepdim=True)
     gold_N1 = logits_NV.gather(1, gold_N[:, None])
-    exp_NV = torch.empty_like(logits_NV)
-    partitions = []
-    for temperature in temperatures:
-        torch.div(logits_NV, temperature, out=exp_NV).exp_()
-        partitions.append(exp_NV.sum(1))
-    if temperatures[-1] != 1.0:
-        torch.exp(logits_NV, out=exp_NV)
-    expected_N = rowwise_dot(exp_NV, logits_NV)
-    cumulated_NV = torch.cumsum(exp_NV, 1, out=exp_NV)
+    partition: dict[float, Tensor] = {}
+    for temperature, exp_NV in _exponentials(logits_NV, temperatures):
+        partition[temperature] = exp_NV.sum(1)
+        if temperature == 1.0:
+            expected_N = torch.mul(exp_NV, logits_NV).sum(1)
+            cumulated_NV = exp_NV.cumsum(1)
     steps_1S = torch.arange(settings.samples, device=uniform_N.device)[None]
     quantiles_NS = (steps_1S + uniform_N[:, None]) / settings.samples * cumulated_NV[:, -1:]
     ids_NS = torch.searchsorted(cumulated_NV, quantiles_NS, right=True, out_int32=True)
-    z_N = partitions[temperatures.index(1.0)]
+    z_N, partitions = partition[1.0], [partition[t] for t in temperatures]
     log_z_N1 = z_N.log()[:, None]
     grid_1G = torch.tensor([temperatures], device=log_z_N1.device)
     return {
@@ -92,6 +91,24 @@ def rskd(
         "gold_logprob": (gold_N1 - log_z_N1)[:, 0],
         "entropy": log_z_N1[:, 0] - expected_N / z_N,
     }
+
+
+def _exponentials(
+    logits_NV: Tensor, temperatures: tuple[float, ...]
+) -> Iterator[tuple[float, Tensor]]:
+    """exp(logits / T) for every T, hottest first, in one buffer.
+
+    Where T is half of the one before, the buffer is squared instead: an exp costs ten times that.
+    """
+    exp_NV = torch.empty_like(logits_NV)
+    previous = 0.0
+    for temperature in sorted(temperatures, reverse=True):
+        if previous == 2 * temperature:
+            exp_NV.mul_(exp_NV)
+        else:
+            torch.div(logits_NV, temperature, out=exp_NV).exp_()
+        previous = temperature
+        yield temperature, exp_NV
 
 
 def _kept(cumulated_NK: Tensor, wanted_N: Tensor, top_p: float) -> Tensor:
@@ -119,11 +136,6 @@ def largest(values_NV: Tensor, k: int) -> tuple[Tensor, Tensor]:
     chosen_NC = torch.cat([chosen_NC, rest_R.expand(rows, -1)], 1)
     found = values_NV.gather(1, chosen_NC).topk(k, dim=1)
     return found.values, chosen_NC.gather(1, found.indices)
-
-
-def rowwise_dot(a_NV: Tensor, b_NV: Tensor) -> Tensor:
-    """[N], without a product of the full size in memory."""
-    return torch.bmm(a_NV[:, None, :], b_NV[:, :, None])[:, 0, 0]
 
 
 def counted(draws_NS: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

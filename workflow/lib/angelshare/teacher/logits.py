@@ -7,6 +7,7 @@ of alike lengths and rows written in table order: neither batch size nor order s
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -36,6 +37,9 @@ from angelshare.teacher.settings import CaptureSettings
 Progress = Callable[[int, int, str], None]
 TOKENS_PER_WINDOW = 2**16
 LOGITS_PER_CHUNK = 2**25
+"""What the head makes at once: 128 MB."""
+LOGITS_IN_CACHE = 2**19
+"""What a processor looks at at once, so that several passes over it stay within its cache."""
 HEAD_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.01, torch.bfloat16: 0.03}
 
 
@@ -231,13 +235,18 @@ def _capture_batch(
     ).last_hidden_state
     hidden_NH = hidden_BTH.flatten(0, 1)[predicting_N.to(model.device)]
     size = max(1, LOGITS_PER_CHUNK // head.vocab_size)
+    few = size if hidden_NH.is_cuda else min(size, max(1, LOGITS_IN_CACHE // head.vocab_size))
     chunks = [
-        _selected(head(hidden), gold, uniform, settings)
-        for hidden, gold, uniform in zip(
-            hidden_NH.split(size), gold_N.split(size), uniform_N.split(size), strict=True
-        )
+        _selected(logits, gold_N[at : at + few], uniform_N[at : at + few], settings)
+        for begin in range(0, len(gold_N), size)
+        for at, logits in _pieces(head(hidden_NH[begin : begin + size]), begin, few)
     ]
     return OnItsWay({name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]})
+
+
+def _pieces(logits_NV: Tensor, begin: int, few: int) -> Iterator[tuple[int, Tensor]]:
+    """A chunk's logits, ``few`` positions at a time, and where these stand in the batch."""
+    return zip(itertools.count(begin, few), logits_NV.split(few), strict=False)
 
 
 def _selected(
