@@ -12,7 +12,7 @@ from torch._dynamo.testing import CompileCounter
 from transformers import GraniteConfig, GraniteForCausalLM, Olmo2Config, Olmo2ForCausalLM, set_seed
 
 from angelshare.errors import AngelshareError
-from angelshare.student.head import let_loss_run_inside
+from angelshare.student.head import head_parameters, let_loss_run_inside
 from angelshare.student.losses import IGNORED
 from angelshare.student.settings import LossSettings
 from angelshare.student.trainer import TargetLoss
@@ -133,6 +133,11 @@ def test_a_head_that_scales_its_logits_is_refused() -> None:
     model = GraniteForCausalLM(GraniteConfig(**SHAPE, logits_scaling=8.0))
     with pytest.raises(AngelshareError, match=r"GraniteForCausalLM .* linear head alone"):
         let_loss_run_inside(model)
+
+
+def test_a_head_that_is_no_linear_layer_is_refused() -> None:
+    with pytest.raises(AngelshareError, match=r"head is Embedding, not a linear layer"):
+        head_parameters(nn.Embedding(3, 2))
 
 
 def test_checkpointed_activations_give_the_same_gradients() -> None:

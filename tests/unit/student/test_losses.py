@@ -266,15 +266,18 @@ def test_the_tail_is_what_the_kept_tokens_leave() -> None:
             relative.gather(-1, exact.token_ids_Tk).float(),
             (relative / temperature).logsumexp(-1).float(),
             temperature,
+            tail=True,
         )
         torch.testing.assert_close(found.log_probs_Tk, exact.log_probs_Tk, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(
             found.log_tail_T.exp(), exact.log_tail_T.exp(), rtol=1e-4, atol=1e-6
         )
-    whole = at_temperature(
-        torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1), torch.zeros(1), 1.0
-    )
-    assert whole.log_tail_T.item() == -math.inf
+    ids, logits = torch.tensor([[3, 1, 0]]), torch.tensor([[0.6, 0.4, 0.0]]).log()
+    for drawn in (
+        at_temperature(ids, logits, torch.zeros(1), 1.0, tail=False),
+        at_temperature(ids[:, :1], torch.zeros(1, 1), torch.zeros(1), 1.0, tail=True),
+    ):
+        assert drawn.log_tail_T.tolist() == [-math.inf]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])

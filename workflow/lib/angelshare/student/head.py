@@ -74,19 +74,23 @@ def _check_linear(causal_lm: PreTrainedModel) -> None:
 def head_parameters(head: Any) -> tuple[Tensor, Tensor | None]:
     """Weight [V, H] and bias of a linear head, trained copies and low-rank updates of it included.
 
-    Raises ``AngelshareError`` for dropout within a low-rank update.
+    Raises ``AngelshareError`` where there is no such head, and for dropout within its update.
     """
     if hasattr(head, "modules_to_save"):
         head = head.modules_to_save[head.active_adapters[0]]
-    if not hasattr(head, "get_delta_weight"):
-        return head.weight, head.bias
-    base = head.get_base_layer()
-    weight = base.weight
-    for adapter in head.active_adapters:
+    adapters = head.active_adapters if hasattr(head, "get_delta_weight") else []
+    layer = head.get_base_layer() if adapters else head
+    if not isinstance(layer, nn.Linear) or not layer.weight.is_floating_point():
+        raise AngelshareError(
+            f"the model's head is {type(layer).__name__}, not a linear layer in floating point: "
+            "use another student, or leave its head out of quantisation"
+        )
+    weight = layer.weight
+    for adapter in adapters:
         if not isinstance(head.lora_dropout[adapter], nn.Identity):
             raise AngelshareError(
                 "a low-rank update of the head cannot have dropout here: set lora_dropout to 0 or "
                 "leave the head out of target_modules"
             )
         weight = weight + head.get_delta_weight(adapter)
-    return weight, base.bias
+    return weight, layer.bias

@@ -66,18 +66,26 @@ def grid_index(temperature: float, grid: tuple[float, ...]) -> int:
 
 
 def at_temperature(
-    token_ids_Tk: Tensor, logits_Tk: Tensor, log_partition_T: Tensor, temperature: float
+    token_ids_Tk: Tensor,
+    logits_Tk: Tensor,
+    log_partition_T: Tensor,
+    temperature: float,
+    *,
+    tail: bool,
 ) -> TopK:
     """The teacher at ``temperature``: log p_T(j) = logit_j / T - log sum_v exp(logit_v / T).
 
-    The tail is what the kept tokens leave of 1, in float64.
+    Slots with a logit of -inf are not in use. Where there is a ``tail``, it is what the others
+    leave of 1, in float64; a sample's weights sum to 1 and have none.
     """
     log_probs = logits_Tk.double() / temperature - log_partition_T.double()[:, None]
-    log_kept = log_probs.logsumexp(-1).clamp(max=0)
+    log_tail_T = torch.full_like(log_probs[:, 0], -torch.inf)
+    if tail:
+        log_tail_T = torch.log(-torch.expm1(log_probs.logsumexp(-1).clamp(max=0)))
     return TopK(
         token_ids_Tk=token_ids_Tk,
         log_probs_Tk=log_probs.float(),
-        log_tail_T=torch.log(-torch.expm1(log_kept)).float(),
+        log_tail_T=log_tail_T.float(),
         temperature=temperature,
     )
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainingArguments
 
+from angelshare.errors import AngelshareError
 from angelshare.student.callbacks import METRIC
 from angelshare.student.dataset import Batch
 from angelshare.student.fused import LossSums, head_loss
@@ -67,11 +68,19 @@ class StudentTrainer(Trainer):
     def _teacher(self, inputs: Batch) -> TopK | None:
         if "teacher_ids" not in inputs:
             return None
+        choice, tail = self.loss_settings, inputs.get("teacher_tail", True)
+        if not tail and choice.divergence != "forward_kl":
+            raise AngelshareError(
+                f"loss.divergence {choice.divergence} needs the teacher's tail, but this logit "
+                "cache holds draws, which say nothing of tokens that were not drawn: use "
+                "forward_kl, or capture with a codec that keeps the tail"
+            )
         return at_temperature(
             inputs["teacher_ids"],
             inputs["teacher_logits"],
             inputs["teacher_log_partition"],
-            self.loss_settings.temperature,
+            choice.temperature,
+            tail=tail,
         )
 
 
