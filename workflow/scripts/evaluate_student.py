@@ -38,6 +38,7 @@ def evaluate(context: JobContext, model: Path) -> list[dict[str, Any]]:
         context.report,
         context.window.count,
     )
+    context.checks.join()
     if run.distilled:
         context.record_consumer(run, [run.scores], sum(score.samples for score in scores))
     return [score.to_json() for score in scores]

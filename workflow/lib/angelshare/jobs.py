@@ -7,10 +7,8 @@ Scripts unpack Snakemake's object into plain values and come here; the library n
 from __future__ import annotations
 
 import os
-import sys
-import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -25,6 +23,7 @@ from angelshare.energy.measures import Baseline
 from angelshare.errors import AngelshareError
 from angelshare.files import read_json
 from angelshare.grid import ArtifactPlan, RunPlan, Study, plan_study
+from angelshare.progress import Reporter
 from angelshare.provenance import Making, restricted
 from angelshare.recipes import digest
 from angelshare.store.artifacts import Artifact, ArtifactStore
@@ -51,41 +50,7 @@ STAGES: dict[str, tuple[str, Role]] = {
 }
 """Stage and role, in the sidecar's words, of the work on each kind of artifact."""
 
-PROGRESS_EVERY_S = 5.0
-
 Plan = TypeVar("Plan", ArtifactPlan, RunPlan)
-
-
-class Reporter:
-    """Progress lines on the terminal and in the job's log; no more than one every few seconds."""
-
-    def __init__(self, name: str, log: Path) -> None:
-        self.name = name
-        self.log = log
-        self.guard: Callable[[], None] = lambda: None
-        """Called with every step; raises when the job had better stop."""
-        self.used_j: Callable[[], float | None] = lambda: None
-        """What the job has used so far, once its window is open."""
-        log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text("")
-        self._last = 0.0
-
-    def __call__(self, step: int, of: int, text: str = "") -> None:
-        """Say that ``step`` of ``of`` is done, with a remark; the last step is always said."""
-        self.guard()
-        now = time.monotonic()
-        if step < of and now - self._last < PROGRESS_EVERY_S:
-            return
-        self._last = now
-        used_j = self.used_j()
-        spent = "" if used_j is None else f"({used_j:,.0f} J)"
-        self.say(" ".join(part for part in (f"{step}/{of}", text, spent) if part))
-
-    def say(self, text: str) -> None:
-        """Write a line to the terminal and the log."""
-        print(f"[{self.name}] {text}", file=sys.stderr, flush=True)
-        with self.log.open("a") as stream:
-            stream.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {text}\n")
 
 
 @dataclass(slots=True, kw_only=True)

@@ -16,9 +16,9 @@ from jinja2 import Environment, StrictUndefined
 from angelshare.energy.attempts import bill_of, read_attempts
 from angelshare.files import publish_bytes, publish_json
 from angelshare.store.artifacts import Artifact, ArtifactStore
+from angelshare.store.provenance import licence_texts, restricted_models
 
 SCHEMA_NAME = "angelshare/catalogue/1"
-LICENCES = ("licence", "license")
 
 PAGE = """<!doctype html>
 <html lang="en">
@@ -46,7 +46,9 @@ small { color: #555 }
 <td><details><summary>{{ one.summary }}</summary><small>
 {% for name, value in one.settings.items() %}{{ name }} = {{ value }}<br>
 {% endfor %}</small></details>
-<td>{{ one.licence or "not stated" }}
+<td>{% for name, text in one.licences.items() %}{{ text }}<br><small>{{ name }}</small><br>
+{% else %}not stated{% endfor %}
+{% if one.restricted %}<strong>restricts training on outputs</strong>{% endif %}
 <td class="n">{{ "{:,}".format(one.rows) }}
 <td class="n">{{ "{:,}".format(one.tokens) }}
 <td class="n">{{ "{:,}".format(one.bytes) }}
@@ -90,9 +92,7 @@ def render(found: Mapping[str, Any], title: str = "Teacher artifacts") -> str:
 def _entry(artifact: Artifact) -> dict[str, Any]:
     manifest = artifact.manifest()
     settings = dict(_flat(manifest.recipe))
-    licences = {
-        str(value) for name, value in settings.items() if name.rpartition(".")[2] in LICENCES
-    }
+    records = [record for record, _ in manifest.provenances]
     return {
         "kind": manifest.kind,
         "key": manifest.key,
@@ -105,7 +105,8 @@ def _entry(artifact: Artifact) -> dict[str, Any]:
         "tokens": manifest.tokens,
         "bytes": manifest.bytes,
         "energy": _energy(artifact),
-        "licence": ", ".join(sorted(licences)) or None,
+        "licences": licence_texts(records),
+        "restricted": restricted_models(records),
         "consumers": [
             consumer.model_dump(include={"run", "team", "tokens_read", "utc"})
             for consumer in artifact.consumers()
