@@ -1,5 +1,5 @@
-"""Four checkouts at one empty store: nothing is generated twice, all of them finish, and the store is
-what one checkout alone makes."""
+"""Four checkouts at one empty store: nothing is generated twice, all of them finish, and the store
+is what one checkout alone makes."""
 
 import json
 import subprocess
