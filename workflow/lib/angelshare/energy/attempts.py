@@ -12,6 +12,7 @@ import json
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from contextlib import suppress
 from math import hypot
 from pathlib import Path
 from typing import Any
@@ -128,15 +129,19 @@ def _with_ranks(path: Path, record: Record) -> Record:
     if {look.id for look in looks} <= known:
         return record
     ended = record.record
-    fresh = close_attempt(
-        path,
-        status=ended.status,
-        closed_by=ended.closed_by or "sweeper",
-        exit_code=ended.exit_code,
-        signal=ended.signal,
-    )
-    fresh.bill = record.bill
-    publish_json(path, fresh.to_json())
+    try:
+        fresh = close_attempt(
+            path,
+            status=ended.status,
+            closed_by=ended.closed_by or "sweeper",
+            exit_code=ended.exit_code,
+            signal=ended.signal,
+        )
+        fresh.bill = record.bill
+        publish_json(path, fresh.to_json())
+    except (KeyError, OSError, TypeError, ValueError):
+        # Its trace is gone or the folder is another user's: it stays as it was closed.
+        return record
     return fresh
 
 
@@ -150,8 +155,9 @@ def _running_ranks(path: Path) -> int:
 def await_ranks(path: Path) -> None:
     """Wait until the ranks that a job started are closed, for as long as closing may take."""
     until = time.monotonic() + CLOSING_LIMIT_S
-    while _running_ranks(path) and time.monotonic() < until:
-        time.sleep(0.1)
+    with suppress(AngelshareError):
+        while _running_ranks(path) and time.monotonic() < until:
+            time.sleep(0.1)
 
 
 def _is_dead(path: Path, record: Record) -> bool:

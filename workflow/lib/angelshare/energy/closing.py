@@ -67,27 +67,30 @@ def close_attempt(
 
 def _record_of(attempt: Path, trace: Trace, status: Status) -> Record:
     """What the trace gives, with the closed records of the ranks that the job started."""
-    looks, still_open = looks_in(ranks_folder(attempt))
+    looks, left_out = looks_in(ranks_folder(attempt))
     own = look_at(trace, status)
     record = merge_looks([own, *looks], status=status) if looks else compute(trace, status=status)
-    if still_open:
-        text = f"the records of {still_open} ranks are open: their joules are not in yet"
+    if left_out:
+        text = f"{left_out} ranks are not closed or cannot be read: their joules are not in"
         record.warnings = [*(record.warnings or []), Warning(code="ranks_open", text=text)]
         record.record.complete = False
     return record
 
 
 def looks_in(ranks: Path) -> tuple[list[Look], int]:
-    """What the closed windows in a folder of ranks saw, and how many are not closed."""
-    looks, still_open = [], 0
+    """What the closed windows in a folder of ranks saw, and how many are open or cannot be read."""
+    looks, left_out = [], 0
     for folder in attempts_folders([ranks]):
         for path in sorted(folder.glob("*.json")):
-            status = json.loads(path.read_bytes())["record"]["status"]
-            if status == "running" or not parquet_trace(path).exists():
-                still_open += 1
-            else:
-                looks.append(look_at(read_parquet(parquet_trace(path)), status))
-    return looks, still_open
+            try:
+                status = json.loads(path.read_bytes())["record"]["status"]
+                if status == "running":
+                    left_out += 1
+                else:
+                    looks.append(look_at(read_parquet(parquet_trace(path)), status))
+            except (KeyError, OSError, TypeError, ValueError):
+                left_out += 1
+    return looks, left_out
 
 
 def main() -> None:
