@@ -33,6 +33,7 @@ onstart:
     )
     if CONFIG.store.remotes:
         keep_offers(CONFIG.results, OFFERS)
+    watch_study()
 
 
 # Everything: the report, its figures, and every shared artifact of the study sealed in the store.
