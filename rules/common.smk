@@ -99,17 +99,6 @@ def whole(plans) -> list:
     return [path for plan in plans for path in (manifest(plan), *receipts(plan))]
 
 
-def wanted() -> list:
-    """Every artifact of the study; but a teacher that was trained here and is gone is needed again
-    only where something is to be made by it."""
-    return [
-        plan
-        for plan in STUDY.artifacts.values()
-        if plan.kind != "model"
-        or ARTIFACTS.artifact(plan.kind, plan.key).receipt_path(0).exists()
-    ]
-
-
 def needed_by(product: Path, inputs: list) -> list:
     """The inputs of a job whose product is still to be made; none once it is there."""
     return [] if product.exists() else inputs

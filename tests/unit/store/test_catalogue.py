@@ -54,6 +54,22 @@ def test_the_catalogue_says_what_a_store_offers(tmp_path):
     assert 0 <= energy["low_j"] <= energy["energy_j"] <= energy["high_j"]
 
 
+def test_licences_and_restrictions_are_those_that_the_parts_were_made_with(tmp_path):
+    recipe = make_recipe("corpus", inputs={}, decoding={"seed": 2})
+    artifact = ArtifactStore(tmp_path / "store").artifact("corpus", recipe_key("corpus", recipe))
+    source = tmp_path / "source"
+    source.write_text("answers")
+    record = Provenance(licences={"data": "MIT", "big": None}, restricted=["big"])
+    artifact.commit(0, {"data.parquet": source}, inputs={}, provenance=record)
+    artifact.seal(recipe, 1)
+    (entry,) = catalogue(artifact.store)["artifacts"]
+    assert entry["licences"] == {"data": "MIT", "big": "not stated"}
+    _, page_path = write_catalogue(artifact.store, tmp_path / "out")
+    page = page_path.read_text()
+    assert "MIT <small>(data)</small>" in page
+    assert "big restricts training on its outputs" in page
+
+
 def test_what_was_not_recorded_is_not_nothing(tmp_path):
     (entry,) = catalogue(make(tmp_path).store)["artifacts"]
     assert entry["energy"] is None
