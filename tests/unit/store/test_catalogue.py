@@ -83,7 +83,7 @@ def test_the_page_stands_alone_and_runs_nothing_from_the_store(tmp_path):
     assert artifact.key in page
     assert "not recorded" in page
     assert "CC-BY-4.0" in page
-    assert "restricts training on outputs" in page
+    assert "restricts training on its outputs" in page
     assert "<script" not in page
     assert "&lt;script&gt;" in page
     assert "http" not in page

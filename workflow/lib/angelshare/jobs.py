@@ -23,9 +23,9 @@ from angelshare.energy.measures import Baseline
 from angelshare.errors import AngelshareError
 from angelshare.files import read_json
 from angelshare.grid import ArtifactPlan, RunPlan, Study, plan_study
-from angelshare.progress import Reporter
 from angelshare.provenance import Making, restricted
 from angelshare.recipes import digest
+from angelshare.reporter import Reporter
 from angelshare.store.artifacts import Artifact, ArtifactStore
 from angelshare.store.changes import Contents, refuse_changed
 from angelshare.store.checks import Checks

@@ -94,11 +94,7 @@ def render(found: Mapping[str, Any], title: str = "Teacher artifacts") -> str:
 def _entry(artifact: Artifact) -> dict[str, Any]:
     manifest = artifact.manifest()
     settings = dict(_flat(manifest.recipe))
-    licences = licence_texts(part.provenance for part in manifest.parts) or {
-        name: str(value)
-        for name, value in settings.items()
-        if name.rpartition(".")[2] in LICENCES and value is not None
-    }
+    records = [record for record, _ in manifest.provenances]
     return {
         "kind": manifest.kind,
         "key": manifest.key,
@@ -111,9 +107,8 @@ def _entry(artifact: Artifact) -> dict[str, Any]:
         "tokens": manifest.tokens,
         "bytes": manifest.bytes,
         "energy": _energy(artifact),
-        "licence": ", ".join(sorted(set(licences.values()))) or None,
-        "licences": licences,
-        "restricted": restricted_models(part.provenance for part in manifest.parts),
+        "licences": licence_texts(records),
+        "restricted": restricted_models(records),
         "consumers": [
             consumer.model_dump(include={"run", "team", "tokens_read", "utc"})
             for consumer in artifact.consumers()
