@@ -208,7 +208,8 @@ def test_the_batch_size_does_not_show(model_dir, labelled, tmp_path, monkeypatch
     capture(model_dir, labelled, tmp_path / "again")
     assert (tmp_path / "a").read_bytes() == (tmp_path / "again").read_bytes()
     monkeypatch.setattr("angelshare.teacher.logits.TOKENS_PER_WINDOW", 150)
-    monkeypatch.setattr("angelshare.teacher.logits.LOGITS_PER_CHUNK", 1)
+    monkeypatch.setattr("angelshare.teacher.logits.LOGITS_PER_CHUNK", 7 * 260)
+    monkeypatch.setattr("angelshare.teacher.logits.LOGITS_IN_CACHE", 3 * 260)
     capture(model_dir, labelled, tmp_path / "b", batch_tokens=1)
     one, other = LogitCache([tmp_path / "a"]), LogitCache([tmp_path / "b"])
     for index in range(len(one)):

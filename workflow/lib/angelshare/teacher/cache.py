@@ -1,6 +1,6 @@
 """The logit cache: what a teacher thought at every target position, small enough to keep.
 
-One Parquet row per sequence, in row groups of about 4,096 positions, readable by any Parquet
+One Parquet row per sequence, in row groups of about 2,048 positions, readable by any Parquet
 reader: the schema's metadata says in words how a codec's columns become probabilities
 (``python -m json.tool`` of the key ``angelshare``). No temperature is baked in: for a grid of
 temperatures the partition over the whole vocabulary is exact. Rows are aligned with training data
@@ -33,8 +33,8 @@ from angelshare.teacher.codecs.alphabet import Alphabet
 from angelshare.teacher.codecs.rows import CachedTargets, Lists, as_lists, half, list_field
 
 METADATA_KEY, ALPHABET_KEY = b"angelshare", b"angelshare.alphabet"
-TARGETS_PER_GROUP = 4096
-"""Positions after which a row group ends: about 0.4 MB, so that reading one row costs little."""
+TARGETS_PER_GROUP = 2048
+"""Positions after which a row group ends: about 0.2 MB, so that reading one row costs little."""
 ALPHABET_TARGETS = 65536
 """The first positions of a file, whose kept tokens make its alphabet."""
 RESIDENT_BYTES = 512 << 20

@@ -7,7 +7,6 @@ of alike lengths and rows written in table order: neither batch size nor order s
 
 from __future__ import annotations
 
-import itertools
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -237,16 +236,15 @@ def _capture_batch(
     size = max(1, LOGITS_PER_CHUNK // head.vocab_size)
     few = size if hidden_NH.is_cuda else min(size, max(1, LOGITS_IN_CACHE // head.vocab_size))
     chunks = [
-        _selected(logits, gold_N[at : at + few], uniform_N[at : at + few], settings)
-        for begin in range(0, len(gold_N), size)
-        for at, logits in _pieces(head(hidden_NH[begin : begin + size]), begin, few)
+        _selected(logits, gold, uniform, settings)
+        for hidden, golds, uniforms in zip(
+            hidden_NH.split(size), gold_N.split(size), uniform_N.split(size), strict=True
+        )
+        for logits, gold, uniform in zip(
+            head(hidden).split(few), golds.split(few), uniforms.split(few), strict=True
+        )
     ]
     return OnItsWay({name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]})
-
-
-def _pieces(logits_NV: Tensor, begin: int, few: int) -> Iterator[tuple[int, Tensor]]:
-    """A chunk's logits, ``few`` positions at a time, and where these stand in the batch."""
-    return zip(itertools.count(begin, few), logits_NV.split(few), strict=False)
 
 
 def _selected(
