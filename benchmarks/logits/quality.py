@@ -157,7 +157,11 @@ class World:
         found = held_out(self.teacher, student, self.held_out, len(self.tokenizer))
         if self.test is not None:
             score = evaluate_model(
-                student, EvaluationSettings(batch_size=64), self.test, nothing, nothing
+                student,
+                EvaluationSettings(batch_size=64, max_gen_toks=40),
+                self.test,
+                nothing,
+                nothing,
             )
             found["exact_match"] = score[0].value
         return found

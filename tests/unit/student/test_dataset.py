@@ -1,11 +1,13 @@
 """Encoded rows, their alignment with the cache, and the batches made of them."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from angelshare.data.sequences import Encoded
 from angelshare.data.tables import in_splits
@@ -176,12 +178,30 @@ def test_a_temperature_off_the_grid_is_refused(
     assert 3.0 not in GRID
 
 
-def test_another_tokenizer_is_refused(
-    problems: pa.Table, tokenizer_folder: Path, cache_path: Path
-) -> None:
-    """Also one that differs in its chat template alone."""
-    tokenizer = load_tokenizer(tokenizer_folder)
+def with_another_template(tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.chat_template = f"{{# another #}}{tokenizer.chat_template}"
+
+
+def with_another_special_token(tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.pad_token = tokenizer.eos_token
+
+
+def with_one_more_token(tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.add_tokens(["never written"])
+
+
+@pytest.mark.parametrize(
+    "change", [with_another_template, with_another_special_token, with_one_more_token]
+)
+def test_another_tokenizer_is_refused(
+    problems: pa.Table,
+    tokenizer_folder: Path,
+    cache_path: Path,
+    change: Callable[[PreTrainedTokenizerBase], None],
+) -> None:
+    """Also one with the same ids for every text, and the way out is said."""
+    tokenizer = load_tokenizer(tokenizer_folder)
+    change(tokenizer)
     cache = LogitCache([cache_path])
     with pytest.raises(AngelshareError, match=r"another tokenizer .*from a synthetic corpus"):
         DistilledDataset(in_splits(problems, ["train"]), tokenizer, MAX_LENGTH, cache, 1.0)

@@ -19,6 +19,7 @@ from angelshare.student.callbacks import Interrupted, stale_evaluations
 from angelshare.student.settings import LossSettings, PretrainedStudent, StoppingSettings
 from angelshare.student.train import TrainRequest, TrainResult, train_student
 from angelshare.student.trainer import StudentTrainer
+from angelshare.teacher.cache import LogitCache
 from angelshare.teacher.models import load_causal_lm, load_tokenizer
 
 from .conftest import Tally, encoded_rows, position_logits, write_cache_of
@@ -331,3 +332,19 @@ def test_validation_rows_are_sorted_only_for_the_metric(make_request: Make) -> N
     )
     assert train(request).cross_entropy == pytest.approx(train(shuffled).cross_entropy, rel=1e-6)
     assert in_splits(request.validation, ["validation"]).num_rows == 16
+
+
+def test_a_cache_beyond_memory_is_read_ahead_and_trains_the_same(
+    make_request: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = make_request("teacher", max_steps=4, warmup_steps=1)
+    train(teacher)
+    rows = encoded_rows(teacher.train, Path(teacher.tokenizer))
+    path = tmp_path / "cache.parquet"
+    write_cache_of(load_causal_lm(teacher.out), teacher.tokenizer, rows, path)
+    found = []
+    for name, resident in (("whole", 1 << 30), ("ahead", 0)):
+        monkeypatch.setattr("angelshare.teacher.cache.RESIDENT_BYTES", resident)
+        assert LogitCache([path]).stays_in_memory == (name == "whole")
+        found.append(train(make_request(name, cache=[path])))
+    assert found[0].history == found[1].history

@@ -58,6 +58,9 @@ class EncodedDataset(Dataset[Example]):
     ``dropped`` counts the rows without any (no answer, or an answer beyond ``max_length``).
     """
 
+    workers = 0
+    """Processes that should make batches ahead of the training."""
+
     def __init__(
         self, table: pa.Table, tokenizer: PreTrainedTokenizerBase, max_length: int
     ) -> None:
@@ -111,6 +114,7 @@ class DistilledDataset(EncodedDataset):
             )
         super().__init__(table, tokenizer, max_length)
         self.cache = cache
+        self.workers = 0 if cache.stays_in_memory else 1
         self._cache_rows = _aligned(self.rows, cache, max_length)
 
     def __getitem__(self, index: int) -> Example:

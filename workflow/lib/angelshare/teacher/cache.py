@@ -186,10 +186,10 @@ class LogitCache:
     """Rows of one or more part files, in the order of the files; memory-mapped.
 
     Opening reads footers only. A row is decoded when it is asked for; the row groups read last stay
-    in memory, decompressed, up to ``resident_bytes``. Not to be shared between threads.
+    in memory, decompressed, up to ``resident_bytes`` (512 MiB). Not to be shared between threads.
     """
 
-    def __init__(self, paths: Sequence[Path], resident_bytes: int = RESIDENT_BYTES) -> None:
+    def __init__(self, paths: Sequence[Path], resident_bytes: int | None = None) -> None:
         """Open the parts; ``AngelshareError`` on a foreign file or parts that do not agree."""
         if not paths:
             raise AngelshareError("a logit cache has at least one part file")
@@ -216,10 +216,18 @@ class LogitCache:
         counts = (files[part].metadata.row_group(group).num_rows for part, group in self._groups)
         self._starts = list(accumulate(counts, initial=0))
         self._resident: OrderedDict[int, _Group] = OrderedDict()
-        self._free_bytes = resident_bytes
+        self._resident_bytes = RESIDENT_BYTES if resident_bytes is None else resident_bytes
+        self._free_bytes = self._resident_bytes
 
     def __len__(self) -> int:
         return self._starts[-1]
+
+    @property
+    def stays_in_memory(self) -> bool:
+        """Whether all of it is kept once it was read."""
+        groups = ((self._files[part], group) for part, group in self._groups)
+        whole = sum(file.metadata.row_group(group).total_byte_size for file, group in groups)
+        return whole <= self._resident_bytes
 
     def keys(self) -> Iterator[tuple[str, bytes]]:
         """``id`` and ``tokens_sha256`` of every row, in order; nothing else is read."""
