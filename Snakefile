@@ -33,6 +33,11 @@ onstart:
     )
     if CONFIG.store.remotes:
         keep_offers(CONFIG.results, OFFERS)
+    # Said, kept for the comparison with what is then measured, and refused beyond the budget.
+    try:
+        say(planning.start(CONFIG, STUDY, ARTIFACTS, OFFERS, planned_jobs()))
+    except AngelshareError as error:
+        raise WorkflowError(str(error))
     watch_study()
 
 

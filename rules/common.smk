@@ -2,6 +2,7 @@
 #
 # Parsing opens no artifact and imports nothing heavy, for each cluster job parses these files again.
 # Only the main process asks the remotes, where there are any.
+import atexit
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ sys.path.insert(0, str(Path(workflow.basedir) / "workflow" / "lib"))
 from angelshare.config import MODEL_RULES, load_config
 from angelshare.errors import AngelshareError
 from angelshare.grid import ArtifactPlan, plan_study
+from angelshare.planning import workflow as planning
 from angelshare.recipes import canonical
 from angelshare.reuse import offers_for, sources
 from angelshare.store.gc import register
@@ -188,4 +190,28 @@ def watch_study() -> None:
     from angelshare.progress.watch import Watch
 
     page = Path(CONFIG.results, "status.html")
-    Watch(Reader(CONFIG, STUDY, ARTIFACTS), Path.cwd(), page, not workflow.local_exec).start()
+    Watch(
+        Reader(CONFIG, STUDY, ARTIFACTS), Path.cwd(), page, not workflow.local_exec
+    ).start()
+
+
+def planned_jobs() -> list:
+    """Rule and wildcards of the jobs that this run is about to do."""
+    jobs = workflow.dag.needrun_jobs(exclude_finished=False)
+    return [(job.rule.name, dict(job.wildcards)) for job in jobs]
+
+
+def say(lines: list) -> None:
+    """Print lines where Snakemake's own messages go."""
+    print(*lines, sep="\n", file=sys.stderr)
+
+
+def announce() -> None:
+    """What a dry run's jobs would cost, after Snakemake has listed them."""
+    if workflow.dryrun and workflow._dag is not None:
+        say(planning.announce(CONFIG, STUDY, ARTIFACTS, OFFERS, planned_jobs()))
+
+
+# Snakemake has hooks for real runs alone.
+if workflow.is_main_process:
+    atexit.register(announce)

@@ -6,6 +6,7 @@ import unpack
 from angelshare.energy.prerun import look_at_machine, machine_snapshot
 from angelshare.files import publish_json
 from angelshare.jobs import job
+from angelshare.planning.calibration import calibrate
 
 IDLE_S = 3.0
 
@@ -16,6 +17,8 @@ with job(
     **unpack.common(snakemake),
 ) as context:
     found = {**machine_snapshot(), **look_at_machine(IDLE_S, context.config.energy)}
+    # After the idle measurements: a few seconds of work, for the plans of later runs.
+    found["calibration"] = calibrate(context.config)
     for line in found["verdict"]:
         context.report.say(line)
     publish_json(Path(snakemake.output.machine), found)

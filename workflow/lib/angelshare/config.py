@@ -21,6 +21,7 @@ from angelshare.data.settings import DataSource, TokenizerSettings
 from angelshare.energy.settings import CarbonSettings, EnergySettings
 from angelshare.errors import AngelshareError
 from angelshare.evaluation.settings import EvaluationSettings
+from angelshare.planning.settings import BudgetSettings
 from angelshare.recipes import digest
 from angelshare.settings import PROJECT_LICENCE, Settings
 from angelshare.store.artifacts import ArtifactStore
@@ -246,6 +247,8 @@ class Config(Settings):
     """How energy becomes CO2e."""
     accounting: AccountingSettings = AccountingSettings()
     """How teacher energy is shared out and results are compared."""
+    budget: BudgetSettings = BudgetSettings()
+    """What the study may spend."""
 
 
 def load_config(values: Mapping[str, Any], where: str = "the configuration") -> Config:

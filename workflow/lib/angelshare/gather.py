@@ -11,6 +11,7 @@ from angelshare.config import Config
 from angelshare.energy.attempts import close_dead
 from angelshare.files import read_json
 from angelshare.grid import ArtifactPlan, RunPlan, Study
+from angelshare.planning.stored import stored_predictions
 from angelshare.store.artifacts import ArtifactStore
 from angelshare.store.changes import Contents
 from angelshare.store.consumers import consumer_id
@@ -55,6 +56,7 @@ def gather(config: Config, study: Study, store: ArtifactStore) -> accounting.Stu
         artifacts=_artifacts(study, store, known),
         scores=tuple(scores),
         sources=_sources(study, store, results, known),
+        predictions=tuple(stored_predictions(results)),
     )
 
 

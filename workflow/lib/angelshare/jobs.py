@@ -23,6 +23,7 @@ from angelshare.energy.measures import Baseline
 from angelshare.errors import AngelshareError
 from angelshare.files import read_json
 from angelshare.grid import ArtifactPlan, RunPlan, Study, plan_study
+from angelshare.planning.spending import check_budget
 from angelshare.provenance import Making, restricted
 from angelshare.recipes import digest
 from angelshare.reporter import Reporter
@@ -225,6 +226,8 @@ def job(
     report = Reporter(" ".join([rule, *(wildcards or {}).values()]), Path(log))
     try:
         checked = load_config(config)
+        study, store = plan_study(checked), checked.store.open()
+        check_budget(checked, study, store, stage)
         what = Job(
             rule=rule,
             stage=stage,
@@ -234,6 +237,7 @@ def job(
             wildcards=dict(wildcards or {}),
             seed=seed,
             gpus=gpus,
+            workflow_id=checked.store.team_id(),
         )
         with (
             TemporaryDirectory(prefix="angelshare-") as scratch,
@@ -243,8 +247,8 @@ def job(
             with _checking(report) as checks:
                 yield JobContext(
                     config=checked,
-                    study=plan_study(checked),
-                    store=checked.store.open(),
+                    study=study,
+                    store=store,
                     window=opened,
                     report=report,
                     scratch=Path(scratch),

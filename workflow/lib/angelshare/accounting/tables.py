@@ -17,6 +17,7 @@ from angelshare.accounting.bills import (
 from angelshare.accounting.break_even import break_even_table
 from angelshare.accounting.consolidated import load_consolidated
 from angelshare.accounting.frontier import frontier_table
+from angelshare.accounting.predictions import prediction_table
 from angelshare.accounting.runs import benchmark_names, hyperparameter_names, run_table
 from angelshare.accounting.settings import AccountingSettings
 from angelshare.accounting.slurm import beside_slurm, slurm_jobs
@@ -32,7 +33,8 @@ from angelshare.files import publishing
 @dataclass(frozen=True, slots=True)
 class Tables:
     """The tables of `contracts/tables.md`, with `components` (one row per device of an
-    attempt) and `stages` (one row per run, view and stage) beside them."""
+    attempt), `stages` (one row per run, view and stage) and `predictions` (one row per job that a
+    plan predicted) beside them."""
 
     attempts: pl.DataFrame
     components: pl.DataFrame
@@ -43,6 +45,7 @@ class Tables:
     summary: pl.DataFrame
     break_even: pl.DataFrame
     frontier: pl.DataFrame
+    predictions: pl.DataFrame
 
 
 TABLE_NAMES = tuple(field.name for field in fields(Tables))
@@ -69,6 +72,7 @@ def make_tables(
         summary=summary,
         break_even=break_even_table(study, runs, shares, exposed, settings),
         frontier=frontier_table(runs, summary, exposed, settings),
+        predictions=prediction_table(study, attempts),
     )
 
 

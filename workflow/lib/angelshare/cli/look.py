@@ -19,7 +19,6 @@ from angelshare.cli.common import (
     find_artifact,
     open_store,
     out,
-    read_config,
     sealed,
     size,
 )
@@ -173,29 +172,3 @@ def diff_command(
     for path, left, right in recipe_differences(before, after):
         table.add_row(path, left, right)
     out.print(table)
-
-
-@app.command("plan")
-def plan_command(config: ConfigOption = CONFIG) -> None:
-    """Say which shared artifacts are in the store, which would be fetched and which generated."""
-    from angelshare.grid import plan_study
-    from angelshare.provenance import licence_warnings
-    from angelshare.reuse import offers_for, sources
-
-    checked = read_config(config)
-    store = checked.store.open()
-    study = plan_study(checked)
-    answer = offers_for(study, store, checked.store.remotes)
-    for warning in answer.warnings:
-        _say(f"warning: {warning}")
-    states = {"store": "reused", "made": "to be made", "not needed": "not needed"}
-    table = Table("kind", "what", "key", "store", "runs", box=None)
-    for key, source in sources(study, store, answer.offers).items():
-        plan = study.artifacts[key]
-        readers = sum(plan in run.billed() for run in study.runs.values())
-        state = states.get(source) or f"to be fetched from {answer.offers[key]}"
-        table.add_row(plan.kind, plan.label, plan.key[:12], state, str(readers))
-    out.print(table)
-    for line in licence_warnings(checked, study):
-        _say(f"warning: {line}")
-    out.print(f"{len(study.runs)} student runs")
