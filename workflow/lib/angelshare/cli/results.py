@@ -23,19 +23,6 @@ def findings_command(config: ConfigOption = CONFIG) -> None:
     out.print(path.read_text().rstrip(), highlight=False, soft_wrap=True)
 
 
-@app.command("account")
-def account_command(
-    stages: Annotated[Path, typer.Option(help="CSV of stage energies (docs/accounting.md).")],
-    out_dir: Annotated[Path, typer.Option("--out", help="Folder for the tables.")],
-    quality: Annotated[Path | None, typer.Option(help="CSV of scores.")] = None,
-) -> None:
-    """Make the accounting tables from energies measured elsewhere."""
-    from angelshare.accounting.imported import account_csv
-
-    account_csv(stages, quality, out_dir)
-    out.print(f"Tables in {out_dir}.", highlight=False)
-
-
 @app.command("meter", context_settings={"ignore_unknown_options": True})
 def meter_command(
     command: Annotated[
