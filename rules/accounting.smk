@@ -15,6 +15,7 @@ TABLES = [
     "break_even",
     "frontier",
     "predictions",
+    "efficiency",
 ]
 
 

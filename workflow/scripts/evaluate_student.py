@@ -37,6 +37,7 @@ def evaluate(context: JobContext, model: Path) -> list[dict[str, Any]]:
         context.rows(run.inputs["dataset"], ["test"]),
         context.report,
         context.window.count,
+        phase=context.window.phase,
     )
     context.checks.join()
     if run.distilled:

@@ -18,6 +18,7 @@ def main(job: PartJob) -> None:
             context.rows(job.plan.inputs["dataset"], ["test"]),
             context.report,
             context.window.count,
+            phase=context.window.phase,
             **options,
         )
     path = context.scratch / "scores.json"

@@ -39,6 +39,7 @@ def gather(config: Config, study: Study, store: ArtifactStore) -> accounting.Stu
                 artifacts=tuple((p.kind, p.key) for p in run.billed() if p.key in known),
                 tokens=training["trained_tokens"],
                 parameters=training["parameters"],
+                teacher_scores=("scores", run.scores.key) if run.scores else None,
             )
         )
         scores.extend(_scores(run, results, teacher_scores))

@@ -57,6 +57,7 @@ ATTEMPT_SCHEMA: dict[str, Any] = {
     "warnings": pl.String,
     "token_kind": pl.String,
     **{f"{kind}_tokens": pl.Int64 for kind in TOKEN_KINDS},
+    **dict.fromkeys(("prefill_j", "decode_j"), pl.Float64),
     "pue": pl.Float64,
     "grid_g_per_kwh": pl.Float64,
     "grid_source": pl.String,
@@ -68,6 +69,7 @@ ATTEMPT_SCHEMA: dict[str, Any] = {
     "record": pl.String,
 }
 """Columns of `attempts.parquet`; `tokens` count the stage's work, in the sense of `token_kind`.
+`prefill_j` and `decode_j` are null where a job did not mark them (see `efficiency`).
 
 `shift_5pct_j` is the most that the joules of one of its phases (of the whole attempt where it has
 none) change when both bounds of that phase move by 5 % of its length to either side.
@@ -246,6 +248,7 @@ def _attempt(record: Record, source: AttemptSource) -> dict[str, Any]:
         "warnings": _warnings(record),
         "token_kind": kind,
         **counts,
+        **_phases(record),
         **_carbon(record),
         **_slurm(record),
         "record": str(record.path),
@@ -277,6 +280,16 @@ def _by_kind(record: Record) -> dict[str, float | None]:
         "cpu_energy_j": sums["cpu_package"],
         "dram_energy_j": sums["dram"],
     }
+
+
+def _phases(record: Record) -> dict[str, float | None]:
+    """Joules of reading prompts and of writing answers, where the job marked both."""
+    found: dict[str, float] = {}
+    for phase in record.get("phases", list, need=False) or []:
+        name = str(phase.get("name"))
+        found[name] = found.get(name, 0.0) + float(phase.get("energy_j") or 0.0)
+    both = "prefill" in found and "decode" in found
+    return {f"{name}_j": found[name] if both else None for name in ("prefill", "decode")}
 
 
 def _hardware(record: Record) -> str | None:

@@ -40,6 +40,7 @@ _KIND_OF_STAGE = {
     "teacher_generation": "corpus",
     "teacher_hidden": "hidden",
     "teacher_embeddings": "embeddings",
+    "teacher_evaluate": "scores",
     "judge": "scores",
 }
 
@@ -137,6 +138,7 @@ def _run(name: str, rows: list[dict[str, Any]], further: list[str]) -> Run:
         raise AngelshareError(f"{path}, line {line}: run {name} needs pipeline and student")
     trained = [_number(row, "tokens") for row in rows if row["stage"] == "student_train"]
     artifacts = dict.fromkeys((_kind(row), row["artifact"]) for row in rows if row["artifact"])
+    scored = [row["artifact"] for row in rows if row["stage"] == "teacher_evaluate"]
     return Run(
         run=name,
         pipeline=said["pipeline"],
@@ -146,6 +148,7 @@ def _run(name: str, rows: list[dict[str, Any]], further: list[str]) -> Run:
         hyperparameters={name: _plain(said[name]) for name in further if said[name] is not None},
         artifacts=tuple(artifacts),
         tokens=int(sum(count or 0 for count in trained)),
+        teacher_scores=("scores", scored[0]) if scored and scored[0] else None,
     )
 
 
@@ -200,7 +203,8 @@ def _one_per_bill(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             raise AngelshareError(
                 f"{first['path']}, line {first['line']}, and {row['path']}, line {row['line']}, "
                 f"give artifact {row['artifact']} different energies ({first['energy_kwh']} and "
-                f"{row['energy_kwh']} kWh): an artifact has one bill. Give artifacts that were made twice two names"
+                f"{row['energy_kwh']} kWh): an artifact has one bill. Give artifacts that were "
+                "made twice two names"
             )
     for (_, name), bill in made.items():
         if bill["energy_j"] is None:

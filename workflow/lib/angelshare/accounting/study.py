@@ -66,7 +66,8 @@ class Run:
     """One student run of this team.
 
     `artifacts` are all shared artifacts it stands on, direct and indirect; `tokens` the tokens it
-    was trained on; `parameters`, where known, orders students by size.
+    was trained on; `parameters`, where known, orders students by size; `teacher_scores` names the
+    artifact that its scores are compared with, whether or not it is on the run's bill.
     """
 
     run: str
@@ -78,6 +79,7 @@ class Run:
     artifacts: tuple[tuple[str, str], ...] = ()
     tokens: int = 0
     parameters: int | None = None
+    teacher_scores: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

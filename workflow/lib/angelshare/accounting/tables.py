@@ -16,6 +16,7 @@ from angelshare.accounting.bills import (
 )
 from angelshare.accounting.break_even import break_even_table
 from angelshare.accounting.consolidated import load_consolidated
+from angelshare.accounting.efficiency import efficiency_table
 from angelshare.accounting.frontier import frontier_table
 from angelshare.accounting.predictions import prediction_table
 from angelshare.accounting.runs import benchmark_names, hyperparameter_names, run_table
@@ -46,6 +47,7 @@ class Tables:
     break_even: pl.DataFrame
     frontier: pl.DataFrame
     predictions: pl.DataFrame
+    efficiency: pl.DataFrame
 
 
 TABLE_NAMES = tuple(field.name for field in fields(Tables))
@@ -73,6 +75,7 @@ def make_tables(
         break_even=break_even_table(study, runs, shares, exposed, settings),
         frontier=frontier_table(runs, summary, exposed, settings),
         predictions=prediction_table(study, attempts),
+        efficiency=efficiency_table(runs),
     )
 
 

@@ -57,7 +57,8 @@ def phases_of(trace: Trace, parts: Sequence[Measured]) -> list[Phase]:
     """Each phase with its joules, and by how much they change when both its bounds move by 5 %.
 
     A window without phases is one, named after its stage. What was before and after the window is
-    not seen: a bound that moves beyond it adds nothing.
+    not seen: a bound that moves beyond it adds nothing. A phase that is entered again and again
+    (every batch) is one, from its first begin to its last end, so that a record stays small.
     """
     start_ns, end_ns = trace.start_ns, trace.end_ns
     phases = []
@@ -84,7 +85,28 @@ def phases_of(trace: Trace, parts: Sequence[Measured]) -> list[Phase]:
                 shift_plus5pct_j=joules(shift_ns) - energy_j,
             )
         )
-    return phases
+    return _merged(phases)
+
+
+def _merged(phases: Sequence[Phase]) -> list[Phase]:
+    """Phases of one name as one."""
+    by_name: dict[str, list[Phase]] = {}
+    for one in phases:
+        by_name.setdefault(one.name, []).append(one)
+    return [
+        same[0]
+        if len(same) == 1
+        else Phase(
+            name=name,
+            start_s=same[0].start_s,
+            end_s=max(one.end_s for one in same),
+            energy_j=sum(one.energy_j for one in same),
+            shift_minus5pct_j=sum(one.shift_minus5pct_j or 0.0 for one in same),
+            shift_plus5pct_j=sum(one.shift_plus5pct_j or 0.0 for one in same),
+            times=len(same),
+        )
+        for name, same in by_name.items()
+    ]
 
 
 def _whole(trace: Trace) -> tuple[str, int, int]:
