@@ -16,6 +16,8 @@ TABLES = [
     "frontier",
     "predictions",
     "efficiency",
+    "sensitivity",
+    "traces",
 ]
 
 
