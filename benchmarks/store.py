@@ -9,6 +9,8 @@ to disk: committing them against `cp` and `sync`, verifying them against `sha256
 as many processes as there are cores, each over a warm page cache; pushing and pulling them, to a
 folder and to an S3 server on this host, against fsspec's own put and get, which neither flush nor
 check. Medians over the repeats. Many
+as many processes as there are cores, each over a warm page cache. *reading*: tables read unchecked,
+checked before they are read, and checked beside reading as jobs do. Medians over the repeats. Many
 small parts are made with flushing off; that is said in the result and takes no part in a figure.
 """
 
@@ -30,8 +32,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from angelshare.recipes import make_recipe, recipe_key
 from angelshare.store.artifacts import Artifact, ArtifactStore
+from angelshare.store.checks import Checks
 from angelshare.store.remote import Remote
 from angelshare.store.transfer import pull, push
 from angelshare.store.verify import verify
@@ -227,6 +234,46 @@ def s3_server() -> Iterator[str]:
         server.wait()
 
 
+def reading(folder: Path, megabytes: int, files: int, repeats: int) -> dict[str, float]:
+    """Seconds to read tables of random floats: unchecked, checked before, checked beside.
+
+    The reader decodes one batch after another on one thread and adds it up: the dearest case, since
+    any training step takes longer than that.
+    """
+    store = ArtifactStore(folder / "reading")
+    artifact, recipe = artifact_of(store, 0)
+    source = folder / "table.parquet"
+    for part in range(files):
+        values = np.random.default_rng(part).standard_normal(megabytes * 125_000)
+        pq.write_table(pa.table({"values": values}), source, compression="zstd")
+        artifact.commit(part, {"data.parquet": source}, inputs={})
+    artifact.seal(recipe, files)
+    objects = artifact.paths()
+
+    def read(paths: list[Path]) -> None:
+        for path in paths:
+            for batch in pq.ParquetFile(path, memory_map=True).iter_batches(use_threads=False):
+                batch.column(0).to_numpy().sum()
+
+    def beside() -> None:
+        checks = Checks()
+        read(artifact.paths(checks))
+        checks.join()
+        checks.close()
+
+    bodies: dict[str, Callable[[], Any]] = {
+        "unchecked_s": lambda: read(objects),
+        "checked_before_s": lambda: read(artifact.paths()),
+        "checked_beside_s": beside,
+        "checking_alone_s": artifact.paths,
+    }
+    found: dict[str, list[float]] = {}
+    for _ in range(repeats):
+        for name, body in bodies.items():
+            found.setdefault(name, []).append(seconds(body))
+    return {name: statistics.median(taken) for name, taken in found.items()}
+
+
 def main() -> None:
     """Measure, print a table and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -240,6 +287,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
         large = throughput(folder, arguments.megabytes, arguments.files, arguments.repeats)
+        read = reading(folder, arguments.megabytes, arguments.files, arguments.repeats)
         parts = {
             str(count): many_parts(folder, count, arguments.repeats) for count in arguments.parts
         }
@@ -247,10 +295,12 @@ def main() -> None:
         "command": " ".join(["python", "benchmarks/store.py", *sys.argv[1:]]),
         "machine": {"cpus": len(os.sched_getaffinity(0)), "python": platform.python_version()},
         "throughput": {"megabytes": arguments.megabytes, "files": arguments.files, **large},
+        "reading": {"megabytes": arguments.megabytes, "files": arguments.files, **read},
         "parts": parts,
     }
     for name, figure in large.items():
         print(f"{name:32} {figure:10,.0f}")
+    print("reading: " + ", ".join(f"{k} {v:.3f}" for k, v in read.items()))
     for count, figures in parts.items():
         print(f"{count} parts: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items()))
     if arguments.out is not None:
