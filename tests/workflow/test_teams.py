@@ -68,6 +68,7 @@ def contents(store):
 def test_teams_that_start_at_once_share_the_work(finished, tmp_path):
     store, lonely = tmp_path / "store", tmp_path / "lonely-store"
     checkouts = [team(finished.config, tmp_path / f"team-{n}", store) for n in range(TEAMS)]
+    alone = team(finished.config, tmp_path / "alone", lonely)
     running = [start(checkout) for checkout in checkouts]
     printed = [process.communicate(timeout=900)[0] for process in running]
     assert [process.returncode for process in running] == [0] * TEAMS, "\n".join(printed)
@@ -76,8 +77,7 @@ def test_teams_that_start_at_once_share_the_work(finished, tmp_path):
     for checkout in checkouts:
         assert checkout.planned("all_artifacts") == {}
 
-    alone = start(team(finished.config, tmp_path / "alone", lonely))
-    assert alone.wait(600) == 0
+    alone.snakemake("all_artifacts")
     parts = made(store)
     assert len(parts) == 4 + 1 + 2  # logits has one part, the corpus two
     assert set(parts.values()) == {1}

@@ -30,6 +30,7 @@ from angelshare.store.consumers import Consumer
 from angelshare.store.objects import ObjectStore, writing
 from angelshare.store.provenance import Provenance
 from angelshare.store.records import (
+    FILE_NAMES,
     REPAIR,
     Manifest,
     Receipt,
@@ -165,9 +166,10 @@ class Artifact:
             inputs: role -> content digest of what the part was really made from.
             input_keys: role -> ``kind/key`` of that artifact.
         """
+        names = FILE_NAMES.validate_python(sorted(files))
         with writing(self.store.root):
             stored = []
-            for name in sorted(files):
+            for name in names:
                 sha256, size = self.store.objects.put(files[name], name.rpartition(".")[2])
                 stored.append(StoredFile(name=name, sha256=sha256, bytes=size))
             receipt = Receipt(

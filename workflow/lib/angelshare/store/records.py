@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from angelshare.errors import AngelshareError
 from angelshare.recipes import digest, recipe_key
@@ -27,15 +27,18 @@ InputKey = Annotated[str, Field(pattern=r"^[a-z][a-z_]{0,31}/[0-9a-f]{1,64}$")]
 """``kind/key`` of an artifact: a path below the store's root, and never another one."""
 
 
+FileName = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*\.(parquet|json|safetensors)$", max_length=200),
+]
+"""A plain name: Parquet, JSON and safetensors only, formats whose reading runs no code."""
+FILE_NAMES = TypeAdapter(list[FileName])
+
+
 class StoredFile(Settings):
-    """One object of a part, under the name it has inside the artifact.
+    """One object of a part, under the name it has inside the artifact."""
 
-    Parquet, JSON and safetensors only: formats whose reading runs no code.
-    """
-
-    name: str = Field(
-        pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*\.(parquet|json|safetensors)$", max_length=200
-    )
+    name: FileName
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     bytes: int = Field(ge=0)
 
