@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from angelshare.config import Config, PretrainedTeacher, load_config
+from angelshare.devices import claimed_gpus
 from angelshare.energy import Job, window
 from angelshare.energy.machine import run_of
 from angelshare.energy.measures import Baseline
@@ -240,6 +241,7 @@ def job(
             workflow_id=checked.store.team_id(),
         )
         with (
+            claimed_gpus(gpus or 0),
             TemporaryDirectory(prefix="angelshare-") as scratch,
             window(what, checked.energy, checked.carbon, idle_here(checked)) as opened,
         ):

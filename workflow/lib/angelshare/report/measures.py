@@ -1,4 +1,4 @@
-"""Further tables of the report: benchmarks, efficiency, moved boundaries, plans against measures."""
+"""Further tables of the report: benchmarks, efficiency, moved boundaries, plans and measures."""
 
 from __future__ import annotations
 
