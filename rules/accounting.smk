@@ -28,7 +28,9 @@ rule prerun:
     priority: 100
     conda:
         "../environment.yml"
-    threads: ALL_CORES
+    threads: whole_machine()
+    resources:
+        **asks("prerun"),
     message:
         "look at the machine and its meters"
     script:
@@ -49,6 +51,9 @@ rule account:
         "<logs>/account.log",
     conda:
         "../environment.yml"
+    threads: CONFIG.hardware.of("account").threads
+    resources:
+        **asks("account"),
     params:
         recipe=accounting_recipe,
     message:

@@ -10,7 +10,7 @@ from snakemake.exceptions import WorkflowError
 # A workflow uses the library of its own checkout, installed or not; so do its scripts.
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow" / "lib"))
 
-from angelshare.config import load_config
+from angelshare.config import MODEL_RULES, load_config
 from angelshare.errors import AngelshareError
 from angelshare.grid import ArtifactPlan, plan_study
 from angelshare.recipes import canonical
@@ -23,12 +23,14 @@ except AngelshareError as error:
     raise WorkflowError(str(error))
 
 ARTIFACTS = CONFIG.store.open()
-try:
-    ALL_CORES = workflow.cores
-except WorkflowError:
-    ALL_CORES = 1  # on a cluster there is no total; a job has its node's share
-THREADS = CONFIG.hardware.threads
-GPUS = CONFIG.hardware.gpus
+
+
+def whole_machine() -> int:
+    """The threads of a job that is to be alone on its machine; on a cluster it has its own share."""
+    try:
+        return 1 if workflow.remote_exec else workflow.cores
+    except WorkflowError:
+        return 1  # the submitting host of a cluster has no total
 
 
 pathvars:
@@ -70,6 +72,23 @@ def whole(plans) -> list:
 def needed_by(product: Path, inputs: list) -> list:
     """The inputs of a job whose product is still to be made; none once it is there."""
     return [] if product.exists() else inputs
+
+
+def asks(rule: str) -> dict:
+    """The memory (MB), run time (minutes) and GPUs that a job of the named rule asks for.
+
+    A retry gets the memory and run time once more, because what ended the attempt before it may
+    have been their limit. GPUs are those of one node, all for one process.
+    """
+    first = CONFIG.hardware.of(rule)
+    gpus = {"gpu": first.gpus} if rule in MODEL_RULES or first.gpus else {}
+    one_process = {"nodes": 1, "tasks_per_gpu": 0} if first.gpus else {}
+    return {
+        "mem_mb": lambda wildcards, attempt: first.memory_mb * attempt,
+        "runtime": lambda wildcards, attempt: first.runtime_min * attempt,
+        **gpus,
+        **one_process,
+    }
 
 
 def artifact_recipe(wildcards) -> dict:

@@ -13,6 +13,9 @@ rule prepare_dataset:
         "<logs>/prepare_dataset/{key}-{part}.log",
     conda:
         "../environment.yml"
+    threads: CONFIG.hardware.of("prepare_dataset").threads
+    resources:
+        **asks("prepare_dataset"),
     params:
         recipe=artifact_recipe,
     message:
@@ -29,6 +32,9 @@ rule train_tokenizer:
         "<logs>/train_tokenizer/{key}-{part}.log",
     conda:
         "../environment.yml"
+    threads: CONFIG.hardware.of("train_tokenizer").threads
+    resources:
+        **asks("train_tokenizer"),
     params:
         recipe=artifact_recipe,
     message:

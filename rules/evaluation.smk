@@ -8,7 +8,6 @@
 rule evaluate_student:
     input:
         evaluation_inputs,
-        model="<results>/students/{run}/model",
         training="<results>/students/{run}/training.json",
     output:
         scores="<results>/scores/{run}.json",
@@ -17,9 +16,9 @@ rule evaluate_student:
         "<logs>/evaluate_student/{run}.log",
     conda:
         "../environment.yml"
-    threads: THREADS
+    threads: CONFIG.hardware.of("evaluate_student").threads
     resources:
-        gpu=GPUS,
+        **asks("evaluate_student"),
     params:
         recipe=evaluation_recipe,
     message:

@@ -24,6 +24,9 @@ rule frontiers:
         "<logs>/frontiers.log",
     conda:
         "../environment.yml"
+    threads: CONFIG.hardware.of("frontiers").threads
+    resources:
+        **asks("frontiers"),
     message:
         "draw the frontiers and write the report"
     script:

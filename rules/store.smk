@@ -3,6 +3,13 @@
 # Inputs:  the receipts of an artifact's parts
 # Outputs: its manifest, and the sidecar of sealing it
 # Paid by: the artifact
+
+
+# A second's work on files of a few kB: the submitting host does it, so that a hit waits in no queue.
+localrules:
+    seal,
+
+
 rule seal:
     input:
         artifact_receipts,
@@ -13,6 +20,9 @@ rule seal:
         "<logs>/seal/{kind}-{key}.log",
     conda:
         "../environment.yml"
+    threads: CONFIG.hardware.of("seal").threads
+    resources:
+        **asks("seal"),
     params:
         recipe=artifact_recipe,
     message:

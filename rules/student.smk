@@ -1,7 +1,8 @@
 # Student: one run of the grid; every pipeline goes through the same trainer.
 #
 # Inputs:  manifests of the artifacts it reads
-# Outputs: results/students/<run>/, a loadable model folder
+# Outputs: results/students/<run>/, with the record of the training; the loadable folder model/ beside
+#          it is undeclared, so that Snakemake never deletes what a job at work has just published
 # Paid by: the run
 
 
@@ -9,16 +10,15 @@ rule train_student:
     input:
         run_inputs,
     output:
-        model=directory("<results>/students/{run}/model"),
         training="<results>/students/{run}/training.json",
         energy="<results>/students/{run}/energy.json",
     log:
         "<logs>/train_student/{run}.log",
     conda:
         "../environment.yml"
-    threads: THREADS
+    threads: CONFIG.hardware.of("train_student").threads
     resources:
-        gpu=GPUS,
+        **asks("train_student"),
     params:
         recipe=run_recipe,
     message:

@@ -16,9 +16,9 @@ rule demo_teacher:
         "<logs>/demo_teacher/{key}-{part}.log",
     conda:
         "../environment.yml"
-    threads: THREADS
+    threads: CONFIG.hardware.of("demo_teacher").threads
     resources:
-        gpu=GPUS,
+        **asks("demo_teacher"),
     params:
         recipe=artifact_recipe,
     message:
@@ -38,9 +38,9 @@ rule capture_logits:
         "<logs>/capture_logits/{key}-{part}.log",
     conda:
         "../environment.yml"
-    threads: THREADS
+    threads: CONFIG.hardware.of("capture_logits").threads
     resources:
-        gpu=GPUS,
+        **asks("capture_logits"),
     params:
         recipe=artifact_recipe,
     message:
@@ -60,9 +60,9 @@ rule generate_corpus:
         "<logs>/generate_corpus/{key}-{part}.log",
     conda:
         "../environment.yml"
-    threads: THREADS
+    threads: CONFIG.hardware.of("generate_corpus").threads
     resources:
-        gpu=GPUS,
+        **asks("generate_corpus"),
     params:
         recipe=artifact_recipe,
     message:
@@ -82,9 +82,9 @@ rule evaluate_teacher:
         "<logs>/evaluate_teacher/{key}-{part}.log",
     conda:
         "../environment.yml"
-    threads: THREADS
+    threads: CONFIG.hardware.of("evaluate_teacher").threads
     resources:
-        gpu=GPUS,
+        **asks("evaluate_teacher"),
     params:
         recipe=artifact_recipe,
     message:

@@ -1,20 +1,34 @@
 """Train one student of the grid."""
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import unpack
+from angelshare.energy.windows import postponed_termination
 from angelshare.files import publish_json
+from angelshare.grid import RunPlan
 from angelshare.jobs import JobContext, job, planned_run
 
 
 def main(context: JobContext) -> None:
+    """Train unless that was done, publish the record of it."""
+    run = planned_run(context, snakemake.wildcards.run)
+    folder = Path(snakemake.output.training).parent
+    with context.own_result(folder / "finished.json", run.recipe) as record:
+        if record is None or not (folder / "model").is_dir():
+            record = train(context, run, folder)
+    publish_json(Path(snakemake.output.training), record)
+
+
+def train(context: JobContext, run: RunPlan, folder: Path) -> dict[str, Any]:
     """Train, publish the model folder, and record the run as a consumer of what it read."""
     # Imported inside the window: loading torch costs energy too.
     from angelshare.student.train import TrainRequest, train_student
 
-    run = planned_run(context, snakemake.wildcards.run)
     dataset = run.inputs["dataset"]
-    with context.tokenizer(run) as (tokenizer, revision):
+    checkpoints = Path(context.config.results, "checkpoints", run.key)
+    with context.tokenizer(run) as (tokenizer, revision), postponed_termination() as terminated:
         result = train_student(
             TrainRequest(
                 init=context.config.students[run.student].init,
@@ -26,14 +40,18 @@ def main(context: JobContext) -> None:
                 validation=context.rows(dataset, ["validation"]),
                 cache=context.read(run.inputs["logits"]) if "logits" in run.inputs else (),
                 seed=run.seed,
-                out=Path(snakemake.output.model),
-                checkpoints=Path(context.config.results, "checkpoints", run.key),
+                out=folder / "model",
+                checkpoints=checkpoints,
             ),
             context.report,
             context.window.count,
+            terminated,
         )
     context.record_consumer(run, run.upstream(), result.trained_tokens)
-    publish_json(Path(snakemake.output.training), {"recipe": run.recipe, **result.to_json()})
+    record = {"recipe": run.recipe, **result.to_json()}
+    publish_json(folder / "finished.json", record)
+    shutil.rmtree(checkpoints)
+    return record
 
 
 with job(

@@ -80,9 +80,9 @@ def test_a_silent_holder_of_another_host_is_replaced_and_a_living_one_is_not(tmp
     began = time.monotonic()
     with leases._beating(path):
         time.sleep(1.0)  # it beats, so a waiter that looked now would go on waiting
-        watched = leases._Watched.again(path, None, said.append)
+        watched = leases._Watched.again(path, None, "it", said.append)
         time.sleep(0.6)
-        assert not leases._Watched.again(path, watched, said.append).dead()
+        assert not leases._Watched.again(path, watched, "it", said.append).dead()
     with single_flight(artifact, 0, said.append) as adopted:
         assert adopted is None
     assert time.monotonic() - began > 0.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from angelshare.data.tables import in_splits
 from angelshare.errors import AngelshareError
 from angelshare.student import train as train_module
-from angelshare.student.callbacks import stale_evaluations
+from angelshare.student.callbacks import Interrupted, stale_evaluations
 from angelshare.student.settings import LossSettings, PretrainedStudent, StoppingSettings
 from angelshare.student.train import TrainRequest, TrainResult, train_student
 from angelshare.teacher.models import load_causal_lm, load_tokenizer
@@ -63,7 +64,6 @@ def test_sft_and_kd_share_one_path_and_leave_a_loadable_model(
     assert direct_cross_entropy(sft) == pytest.approx(result.cross_entropy, rel=1e-5)
     assert load_tokenizer(sft.out).chat_template == load_tokenizer(sft.tokenizer).chat_template
     assert load_causal_lm(sft.out).config.use_cache
-    assert not sft.checkpoints.exists()
     assert tally.totals["steps"] == result.steps == 30
     assert tally.totals["samples"] == 30 * 8
     assert tally.totals["trained"] == result.trained_tokens
@@ -181,6 +181,26 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(make_request: Make, optimiz
     assert tally.totals["steps"] == 12 - 4
     assert said[0] == (4, 12, "resuming from a checkpoint")
     assert same_weights(straight, broken)
+
+
+def test_a_run_that_is_asked_to_stop_saves_its_last_step(make_request: Make) -> None:
+    straight, stopped = make_request("straight"), make_request("stopped")
+    expected = train(straight)
+    done = 0
+
+    def count(**amounts: int) -> None:
+        nonlocal done
+        done += amounts.get("steps", 0)
+
+    with pytest.raises(Interrupted, match="stopped at step 7 of 12"):
+        train_student(stopped, lambda *_: None, count, lambda: done == 7)
+    assert not stopped.out.exists()
+    tally = Tally()
+    result = train_student(stopped, lambda *_: None, tally)
+    assert tally.totals["steps"] == 12 - 7
+    assert same_weights(straight, stopped)
+    # The stop added an entry to the log; nothing else may tell the two apart.
+    assert dataclasses.replace(result, history=[]) == dataclasses.replace(expected, history=[])
 
 
 def test_a_run_killed_before_publishing_only_publishes(

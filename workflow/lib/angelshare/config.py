@@ -122,15 +122,73 @@ class GridBlock(Settings):
     """Changes to ``training`` for this block alone."""
 
 
+class JobResources(Settings):
+    """What the jobs of one rule ask for, where it is not what the others ask for."""
+
+    gpus: int | None = Field(default=None, ge=0)
+    """GPUs of a job; null: those of ``hardware.gpus`` where it runs a model, else none."""
+    threads: int | None = Field(default=None, gt=0)
+    """CPU threads of a job."""
+    memory_mb: int | None = Field(default=None, gt=0)
+    """Main memory of a job's first attempt, in MB."""
+    runtime_min: int | None = Field(default=None, gt=0)
+    """Longest run of a job's first attempt, in minutes."""
+
+
+RuleName = Literal[
+    "prerun",
+    "prepare_dataset",
+    "train_tokenizer",
+    "demo_teacher",
+    "capture_logits",
+    "generate_corpus",
+    "evaluate_teacher",
+    "seal",
+    "train_student",
+    "evaluate_student",
+    "account",
+    "frontiers",
+]
+MODEL_RULES = frozenset(
+    {
+        "demo_teacher",
+        "capture_logits",
+        "generate_corpus",
+        "evaluate_teacher",
+        "train_student",
+        "evaluate_student",
+    }
+)
+"""The rules whose jobs run a model."""
+
+
 class HardwareSettings(Settings):
-    """What a job asks of the machine or cluster."""
+    """What a job asks of the machine or cluster; none of it enters a recipe but ``part_rows``."""
 
     gpus: int = Field(default=0, ge=0)
     """GPUs of each job that runs a model; 0 on a machine without one."""
     threads: int = Field(default=1, gt=0)
     """CPU threads of each job that runs a model."""
+    memory_mb: int = Field(default=8000, gt=0)
+    """Main memory of a job's first attempt, in MB; a retry gets it once more."""
+    runtime_min: int = Field(default=120, gt=0)
+    """Longest run of a job's first attempt, in minutes; a retry gets it once more."""
+    rules: dict[RuleName, JobResources] = {}
+    """What the jobs of single rules ask for instead, by the rule's name."""
     part_rows: int = Field(default=2500, gt=0)
     """Rows of one part of a logit cache or corpus: one job, lost or kept as a whole."""
+
+    def of(self, rule: RuleName) -> JobResources:
+        """What the first attempt of a job of this rule asks for, nothing left open."""
+        runs_model = rule in MODEL_RULES
+        common = {
+            "gpus": self.gpus if runs_model else 0,
+            "threads": self.threads if runs_model else 1,
+            "memory_mb": self.memory_mb,
+            "runtime_min": self.runtime_min,
+        }
+        own = self.rules.get(rule, JobResources()).model_dump(exclude_none=True)
+        return JobResources(**{**common, **own})
 
 
 class Config(Settings):

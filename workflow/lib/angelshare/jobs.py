@@ -27,7 +27,7 @@ from angelshare.files import read_json
 from angelshare.grid import ArtifactPlan, RunPlan, Study, plan_study
 from angelshare.store.artifacts import ArtifactStore, Receipt
 from angelshare.store.consumers import Consumer, consumer_id
-from angelshare.store.leases import single_flight
+from angelshare.store.leases import single_flight, sole_maker
 from angelshare.student.settings import PretrainedStudent
 
 if TYPE_CHECKING:
@@ -136,6 +136,29 @@ class JobContext:
         else:
             with self.folder(run.inputs["tokenizer"]) as folder:
                 yield str(folder), None
+
+    @contextmanager
+    def own_result(self, kept: Path, recipe: Mapping[str, Any]) -> Iterator[dict[str, Any] | None]:
+        """The finished result of a job of this team's own; None to make it here, alone.
+
+        Snakemake deletes the outputs of a job before it starts it, also where a job that an earlier
+        Snakemake left behind has made them meanwhile. So the result is kept in ``kept``, an
+        undeclared file beside them with the ``recipe`` it was made by: whoever comes second waits
+        and adopts it. Deleting the file, or its folder, has the result made again.
+        """
+
+        def finished() -> dict[str, Any] | None:
+            try:
+                record = read_json(kept)
+            except (OSError, ValueError):
+                return None
+            return record if isinstance(record, dict) and record.get("recipe") == recipe else None
+
+        lease = kept.with_name(f".{kept.name}.lease")
+        with sole_maker(lease, finished, self.report.name, self.report.say) as record:
+            if record is not None:
+                self.report.say(f"finished by another attempt: {kept} is reused")
+            yield record
 
     def record_consumer(self, run: RunPlan, plans: Iterable[ArtifactPlan], tokens: int) -> None:
         """Note beside each artifact that this run read it; once, however often it is repeated."""

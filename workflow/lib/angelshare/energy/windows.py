@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -339,6 +339,28 @@ def _terminable() -> Iterator[None]:
     previous = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+@contextmanager
+def postponed_termination() -> Iterator[Callable[[], bool]]:
+    """Let the body end by itself when SIGTERM comes; it asks the yielded function whether one did.
+
+    A body that is interrupted midway by its own exception then ends in `Terminated`, as it would
+    have at once; one that reaches its end is finished.
+    """
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    previous = signal.signal(signal.SIGTERM, lambda number, _frame: came.append(number))
+    try:
+        yield lambda: bool(came)
+    except Exception as error:
+        if came:
+            raise Terminated(came[0]) from error
+        raise
     finally:
         signal.signal(signal.SIGTERM, previous)
 

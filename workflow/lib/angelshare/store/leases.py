@@ -1,12 +1,15 @@
-"""Leases: one job works on a part, every other one waits for it and adopts the result.
+"""Leases: one job works on a thing, every other one waits for it and adopts the result.
 
-A lease is a small file beside the artifact, made by ``link`` (atomic on NFS too, unlike ``O_EXCL``
+The thing is a part of a shared artifact, or a team's own student or its scores: a Snakemake that
+was killed leaves jobs behind in a cluster, and the next one submits the same jobs again. A lease is
+a small file beside what is made, made by ``link`` (atomic on NFS too, unlike ``O_EXCL``
 and flock of old) and kept alive by a heartbeat: the holder renews its modification time. Whoever
 waits never compares clocks: a lease is dead when its time has not changed for `DEAD_AFTER_S` of the
 waiter's own monotonic clock, or at once when its process is gone from the waiter's own host.
 
 Leases save work; they do not guard content. A holder that was believed dead and comes back meets
-the receipt that its successor published, and adopts it: the first writer wins.
+the receipt that its successor published, and adopts it: the first writer wins. A student's folder
+appears whole and is replaced whole, whoever comes last.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 from pydantic import ValidationError
@@ -36,6 +40,7 @@ FORGOTTEN_AFTER_S = 86_400.0
 """A lease without a heartbeat for a day is nobody's, by whatever host's clock."""
 
 Say = Callable[[str], None]
+Result = TypeVar("Result")
 
 
 class Holder(Settings):
@@ -117,30 +122,50 @@ def single_flight(
 
     While the body runs with None, this process holds the part's lease.
     """
-    path = artifact.folder / "leases" / f"{part:05d}.json"
-    holder = Holder.this_process()
-    watched: _Watched | None = None
     with writing(artifact.store.root):
         # What Snakemake made by the user's umask, others of the group may need to write to.
         make_folder(artifact.receipt_path(part).parent)
+    path = artifact.folder / "leases" / f"{part:05d}.json"
+    with sole_maker(path, lambda: artifact.adopt(part), f"{artifact} part {part}", say) as adopted:
+        yield adopted
+
+
+@contextmanager
+def sole_maker(
+    path: Path,
+    finished: Callable[[], Result | None],
+    what: str,
+    say: Say = lambda text: None,
+) -> Iterator[Result | None]:
+    """Yield the finished result, also where another job makes it meanwhile; None to make it here.
+
+    While the body runs with None, this process holds the lease.
+
+    Args:
+        path: the lease's file, the same for every job that would make this.
+        finished: looks for the result.
+        what: names it in messages.
+    """
+    holder = Holder.this_process()
+    watched: _Watched | None = None
     while True:
-        receipt = artifact.adopt(part)
-        if receipt is not None:
-            yield receipt
+        result = finished()
+        if result is not None:
+            yield result
             return
         if _acquire(path, holder):
             break
-        watched = _Watched.again(path, watched, say)
+        watched = _Watched.again(path, watched, what, say)
         if watched is not None and watched.dead():
-            say(f"{artifact} part {part}: took over from {watched.holder}, which is dead")
-            with writing(artifact.store.root):
+            say(f"{what}: took over from {watched.holder}, which is dead")
+            with writing(path.parent):
                 _remove(path, watched.holder)
             continue
         time.sleep(POLL_S)
     with _beating(path):
         try:
             # Between looking and holding, another job may have finished.
-            yield artifact.adopt(part)
+            yield finished()
         finally:
             # One that a full disk keeps here is known to be nobody's as soon as this process ends.
             with suppress(OSError):
@@ -213,7 +238,7 @@ class _Watched:
         self.seen_s = time.monotonic()
 
     @classmethod
-    def again(cls, path: Path, before: _Watched | None, say: Say) -> _Watched | None:
+    def again(cls, path: Path, before: _Watched | None, what: str, say: Say) -> _Watched | None:
         """Look once more; None when the lease is gone."""
         try:
             beat_ns = path.stat().st_mtime_ns
@@ -221,7 +246,7 @@ class _Watched:
             return None
         holder = _read(path) or UNREADABLE
         if before is None or before.holder.token != holder.token:
-            say(f"waiting for {holder}, which is working on this part")
+            say(f"{what}: waiting for {holder}, which is working on it")
             return cls(holder, beat_ns)
         if before.beat_ns != beat_ns:
             return cls(holder, beat_ns)

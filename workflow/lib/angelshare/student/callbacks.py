@@ -78,6 +78,35 @@ class Stopping(TrainerCallback):
             )
 
 
+class Interrupted(Exception):
+    """The training was asked to stop and saved where it stood."""
+
+
+class Interruption(TrainerCallback):
+    """Saves and leaves the training by `Interrupted`, at the step where ``stop`` first says so."""
+
+    def __init__(self, stop: Callable[[], bool]) -> None:
+        self.stop = stop
+        self.came = False
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Ask; the last step of a schedule ends by itself."""
+        if state.global_step < state.max_steps and self.stop():
+            self.came = True
+            control.should_log = control.should_save = True
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Leave: a training that ended by itself would delete all but its best checkpoint."""
+        if self.came:
+            raise Interrupted(
+                f"stopped at step {state.global_step} of {state.max_steps}, with a checkpoint"
+            )
+
+
 class Bookkeeping(TrainerCallback):
     """Reports work as it is done: trained and evaluated tokens (no padding), samples, steps."""
 

@@ -7,14 +7,14 @@ cross-entropy of the validation split's hard labels, in nats per target token, s
 tokens before it is divided.
 
 Checkpoints go to a folder that is no declared output; a killed run that starts again continues from
-the newest whole one and ends with the same model as an uninterrupted run.
+the newest whole one and ends with the same model as an uninterrupted run. A run that is asked to
+stop saves one more before it does.
 """
 
 from __future__ import annotations
 
 import math
-import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from angelshare.student.callbacks import (
     METRIC,
     Bookkeeping,
     Count,
+    Interruption,
     Progress,
     Reporting,
     Stopping,
@@ -85,7 +86,7 @@ class TrainRequest:
     out: Path
     """Folder of the finished model."""
     checkpoints: Path
-    """Folder to resume from; removed once ``out`` is there."""
+    """Folder to resume from; whoever keeps the result removes it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,17 +119,25 @@ class TrainResult:
         return asdict(self)
 
 
-def train_student(request: TrainRequest, progress: Progress, count: Count) -> TrainResult:
+def train_student(
+    request: TrainRequest,
+    progress: Progress,
+    count: Count,
+    stop: Callable[[], bool] = lambda: False,
+) -> TrainResult:
     """Train, keep the best weights by validation cross-entropy and publish them as ``request.out``.
 
-    Deterministic on one machine for a given number of threads. Raises ``AngelshareError`` for data
-    that does not fit the cache, the tokenizer or the settings, and for a loss that is not finite.
+    Deterministic on one machine for a given number of threads. ``stop`` is asked after every
+    optimizer step. Raises ``AngelshareError`` for data that does not fit the cache, the tokenizer
+    or the settings, and for a loss that is not finite; ``Interrupted`` after a stop.
     """
     with without_progress_bars():
-        return _train(request, progress, count)
+        return _train(request, progress, count, stop)
 
 
-def _train(request: TrainRequest, progress: Progress, count: Count) -> TrainResult:
+def _train(
+    request: TrainRequest, progress: Progress, count: Count, stop: Callable[[], bool]
+) -> TrainResult:
     tokenizer = load_tokenizer(request.tokenizer, revision=request.tokenizer_revision)
     train, validation = _datasets(request, tokenizer)
     max_steps = _max_steps(request.training, len(train))
@@ -142,6 +151,7 @@ def _train(request: TrainRequest, progress: Progress, count: Count) -> TrainResu
         trainer.args.eval_on_start = resume is None
         trainer.add_callback(Bookkeeping(count, len(train), _tokens(validation)))
         trainer.add_callback(Reporting(progress))
+        trainer.add_callback(Interruption(stop))
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         state = trainer.state
     best_step, best_metric = state.best_global_step, state.best_metric
@@ -149,7 +159,6 @@ def _train(request: TrainRequest, progress: Progress, count: Count) -> TrainResu
         raise AngelshareError(f"no evaluation gave a finite {METRIC}: the training diverged")
     best = load_causal_lm(checkpoint_of(request.checkpoints, best_step), dtype="float32")
     publish_model(best, tokenizer, request.out)
-    shutil.rmtree(request.checkpoints)
     return TrainResult(
         steps=state.global_step,
         best_step=best_step,
