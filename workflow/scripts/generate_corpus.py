@@ -20,6 +20,7 @@ def main(job: PartJob) -> None:
             path,
             progress=context.report,
             count=context.window.count,
+            journal=job.journal(),
             revision=revision,
         )
     job.commit({path.name: path}, rows=stats.sequences, tokens=stats.generated_tokens)

@@ -8,6 +8,7 @@ from tiny_teacher import nothing
 from angelshare.data.sequences import prompt_ids
 from angelshare.data.tables import read_table
 from angelshare.errors import AngelshareError
+from angelshare.store.journal import Journal
 from angelshare.teacher.generate import generate_corpus
 from angelshare.teacher.models import load_causal_lm, load_tokenizer
 from angelshare.teacher.prompts import row_seed
@@ -116,3 +117,36 @@ def test_it_counts_tokens_and_tells_its_progress(model_dir, dataset, tmp_path) -
 def test_row_seeds_are_pinned() -> None:
     """They are part of what a corpus' recipe promises."""
     assert row_seed(0, "train-000000") == 7599049069727634243
+
+
+@pytest.mark.parametrize("settings", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_a_killed_generation_goes_on_and_ends_with_the_same_bytes(
+    model_dir, dataset, tmp_path, settings
+) -> None:
+    straight, broken = tmp_path / "straight.parquet", tmp_path / "broken.parquet"
+    generate_corpus(model_dir, dataset, settings, straight, progress=nothing, count=nothing)
+    batches: list[int] = []
+
+    def killed(**amounts: int) -> None:
+        batches.append(amounts["generated"])
+        if len(batches) == 2:
+            raise KeyboardInterrupt
+
+    def run(count) -> None:
+        journal = Journal(tmp_path / "part", "inputs")
+        generate_corpus(
+            model_dir, dataset, settings, broken, progress=nothing, count=count, journal=journal
+        )
+
+    with pytest.raises(KeyboardInterrupt):
+        run(killed)
+    assert not broken.exists()
+    first = list(batches)
+    run(lambda **amounts: batches.append(amounts["generated"]))
+    assert broken.read_bytes() == straight.read_bytes()
+    generated = pq.read_table(straight)["generated_tokens"].to_pylist()
+    assert sum(batches) == sum(generated)  # no token was generated twice
+    assert len(batches) == -(-len(generated) // settings.batch_size)
+    run(lambda **amounts: pytest.fail("nothing was left to answer"))
+    assert first == batches[:2]
+    assert broken.read_bytes() == straight.read_bytes()

@@ -25,8 +25,10 @@ from angelshare.energy.measures import Baseline
 from angelshare.errors import AngelshareError
 from angelshare.files import read_json
 from angelshare.grid import ArtifactPlan, RunPlan, Study, plan_study
+from angelshare.recipes import digest
 from angelshare.store.artifacts import ArtifactStore, Receipt
 from angelshare.store.consumers import Consumer, consumer_id
+from angelshare.store.journal import UNFINISHED, Journal
 from angelshare.store.leases import single_flight, sole_maker
 from angelshare.student.settings import PretrainedStudent
 
@@ -260,6 +262,22 @@ class PartJob:
         self.artifact = context.store.artifact(plan.kind, plan.key)
         self.adopted = adopted
         """The part's receipt, where the store has it: there is nothing to do."""
+        self._journal: Journal | None = None
+
+    def journal(self) -> Journal:
+        """What an earlier attempt at this part finished; what is added to it outlives a kill."""
+        if self._journal is None:
+            made_from = digest("angelshare/journal", self._inputs())
+            folder = self.artifact.folder / UNFINISHED / f"{self.part:05d}"
+            self._journal = Journal(folder, made_from)
+        return self._journal
+
+    def _inputs(self) -> dict[str, str]:
+        """The content digest of each artifact that the part is made from, by its role."""
+        return {
+            role: self.context.store.artifact(upstream.kind, upstream.key).manifest().content_sha256
+            for role, upstream in self.plan.inputs.items()
+        }
 
     def commit(
         self,
@@ -269,11 +287,11 @@ class PartJob:
         tokens: int = 0,
     ) -> None:
         """Store what the job made, with the content digests of what it was made from."""
-        inputs = {
-            role: self.context.store.artifact(upstream.kind, upstream.key).manifest().content_sha256
-            for role, upstream in self.plan.inputs.items()
-        }
-        receipt = self.artifact.commit(self.part, files, inputs=inputs, rows=rows, tokens=tokens)
+        receipt = self.artifact.commit(
+            self.part, files, inputs=self._inputs(), rows=rows, tokens=tokens
+        )
+        if self._journal is not None:
+            self._journal.discard()
         if self.artifact.manifest_path.exists():
             # A repaired part: what the manifest says of it may have changed.
             self.artifact.seal(self.plan.recipe, self.plan.parts)

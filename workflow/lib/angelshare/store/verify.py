@@ -15,6 +15,7 @@ from pathlib import Path
 from angelshare.errors import AngelshareError
 from angelshare.files import TEMPORARY_PREFIX
 from angelshare.store.artifacts import Artifact, ArtifactStore, Receipt, load
+from angelshare.store.journal import UNFINISHED
 from angelshare.store.objects import writing
 
 
@@ -121,5 +122,7 @@ def repair(faults: list[Fault]) -> int:
 
 
 def leftovers(store: ArtifactStore) -> list[Path]:
-    """Temporary files that a killed job left behind; never part of an artifact."""
-    return sorted(store.root.rglob(f"{TEMPORARY_PREFIX}*"))
+    """Temporary files that a killed job left behind, and what it finished of its part; never part
+    of an artifact."""
+    pieces = store.root.glob(f"*/*/{UNFINISHED}/*/*")
+    return sorted({*store.root.rglob(f"{TEMPORARY_PREFIX}*"), *pieces})

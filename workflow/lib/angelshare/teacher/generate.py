@@ -3,13 +3,15 @@
 Every prompt is answered whole or not at all: one that leaves no room for ``max_new_tokens`` is an
 error that names the row. The result is a sequence table with the answers appended, in the order of
 the prompts, with how each ended and its token counts. An answer depends on the model, the settings
-and the row alone, not on the rows around it.
+and the row alone, not on the rows around it. Finished batches can be kept in a journal: an attempt
+that finds some there answers the other prompts in the very batches it would have had without a kill.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from angelshare.data.sequences import prompt_ids, prompt_messages
 from angelshare.data.tables import CORPUS_SCHEMA, sequence_table, write_table
 from angelshare.errors import AngelshareError
+from angelshare.store.journal import Journal
 from angelshare.teacher.models import load_config, load_tokenizer
 from angelshare.teacher.prompts import Completion, Generator, Prompt
 from angelshare.teacher.settings import DecodingSettings
@@ -52,30 +55,40 @@ def generate_corpus(
     *,
     progress: Progress,
     count: Callable[..., None],
+    journal: Journal | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> GenerationStats:
     """Answer every row of ``table`` up to its last user turn and write the corpus to ``out``.
 
-    ``count(prompt=…, generated=…)`` receives tokens. ``AngelshareError`` when a prompt does not
-    fit.
+    ``count(prompt=…, generated=…)`` receives tokens, without those of the ``journal``'s answers.
+    ``AngelshareError`` when a prompt does not fit.
     """
     tokenizer = load_tokenizer(model_dir, revision=revision, trust_remote_code=trust_remote_code)
     config = load_config(model_dir, revision=revision, trust_remote_code=trust_remote_code)
     room = settings.max_model_len or config.max_position_embeddings
     rows = table.select(["id", "split", "messages"]).to_pylist()
     prompts = _prompts(rows, tokenizer, settings, room)
-    generator: Generator = _back_end(settings)(
-        model_dir,
-        tokenizer,
-        settings,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-    )
     lengths = {prompt.id: len(prompt.token_ids) for prompt in prompts}
-    completions: dict[str, Completion] = {}
-    for some in generator.generate(prompts):
+    completions = (
+        {c.id: c for piece in journal.pieces() for c in _unpacked(piece)} if journal else {}
+    )
+    if completions:
+        progress(len(completions), len(prompts), "answers of an earlier attempt")
+    left = [prompt for prompt in prompts if prompt.id not in completions]
+    generator: Generator | None = None
+    if left:
+        generator = _back_end(settings)(
+            model_dir,
+            tokenizer,
+            settings,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+        )
+    for some in generator.generate(left) if generator else []:
         completions.update((completion.id, completion) for completion in some)
+        if journal:
+            journal.add(_packed(some))
         count(
             prompt=sum(lengths[completion.id] for completion in some),
             generated=sum(len(completion.token_ids) for completion in some),
@@ -89,6 +102,15 @@ def generate_corpus(
         generated_tokens=sum(len(c.token_ids) for c in completions.values()),
         cut=sum(c.finish_reason == "length" for c in completions.values()),
     )
+
+
+def _packed(completions: Sequence[Completion]) -> bytes:
+    """Some answers as a piece of a journal."""
+    return json.dumps([asdict(completion) for completion in completions]).encode()
+
+
+def _unpacked(piece: bytes) -> list[Completion]:
+    return [Completion(**values) for values in json.loads(piece)]
 
 
 def _prompts(
