@@ -4,7 +4,7 @@ Every prompt is answered whole or not at all: one that leaves no room for ``max_
 error that names the row. The result is a sequence table with the answers appended, in the order of
 the prompts, with how each ended and its token counts. An answer depends on the model, the settings
 and the row alone, not on the rows around it. Finished batches can be kept in a journal: an attempt
-that finds some there answers the other prompts in the very batches it would have had without a kill.
+that finds some there answers the other prompts in the batches it would have had without a kill.
 """
 
 from __future__ import annotations
