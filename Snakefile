@@ -30,6 +30,7 @@ onstart:
         Path.cwd(),
         [(plan.kind, plan.key) for plan in STUDY.artifacts.values()],
     )
+    watch_study()
 
 
 # Everything: the report, its figures, and every shared artifact of the study sealed in the store.

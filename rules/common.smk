@@ -150,3 +150,12 @@ def accounting_recipe(wildcards) -> dict:
             "foreign_consumers": ARTIFACTS.foreign_consumers(team, artifacts),
         }
     )
+
+
+def watch_study() -> None:
+    """Lines on the whole study beside Snakemake's own, and a page, for as long as this runs."""
+    from angelshare.progress.study import Reader
+    from angelshare.progress.watch import Watch
+
+    page = Path(CONFIG.results, "status.html")
+    Watch(Reader(CONFIG, STUDY, ARTIFACTS), Path.cwd(), page, not workflow.local_exec).start()

@@ -1,0 +1,43 @@
+"""Faults for the cluster tests: on PYTHONPATH of every job, active in the scripts of rules alone.
+
+Files in $ANGELSHARE_TEST_FAULTS say what to do whenever a job of a rule counts work:
+
+    slow.<rule>   sleep as many seconds as the file says, so that a test has time to hit the job
+    fail.<rule>   raise an error, once: the file is taken away
+    eat.<rule>    hold as many MB of memory as the file says, which may be more than was asked for
+"""
+
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+_script = re.search(r"\.(\w+)\.py$", sys.orig_argv[-1]) if sys.orig_argv else None
+_folder = os.environ.get("ANGELSHARE_TEST_FAULTS")
+
+if _script and _folder and "/scripts/" in sys.orig_argv[-1]:
+    from angelshare.energy.windows import Window
+
+    _count = Window.count
+    _eaten = []
+
+    def _asked(fault):
+        try:
+            return Path(_folder, f"{fault}.{_script[1]}").read_text()
+        except OSError:
+            return None
+
+    def count(self, **amounts):
+        """Count, after the fault."""
+        if _asked("fail") is not None:
+            Path(_folder, f"fail.{_script[1]}").unlink()
+            raise RuntimeError("a fault of the test")
+        megabytes = _asked("eat")
+        if megabytes and not _eaten:
+            _eaten.append(b"x" * (int(megabytes) * 1_000_000))
+            time.sleep(4)
+        time.sleep(float(_asked("slow") or 0))
+        _count(self, **amounts)
+
+    Window.count = count

@@ -1,0 +1,126 @@
+"""Counting a study's tasks from what lies on disk."""
+
+import json
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import yaml
+from tests.workflow.conftest import ROOT
+
+from angelshare.config import load_config
+from angelshare.energy.machine import run_of
+from angelshare.grid import plan_study
+from angelshare.progress.cluster import SlurmJob
+from angelshare.progress.page import write_page
+from angelshare.progress.study import RULES, Reader
+from angelshare.progress.watch import Watch
+
+STARTED = datetime.now(UTC) - timedelta(seconds=60)
+
+
+@pytest.fixture
+def reader(tmp_path, monkeypatch):
+    """The embedded default, with nothing done."""
+    monkeypatch.chdir(tmp_path)
+    values = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    config = load_config(values)
+    return Reader(config, plan_study(config), config.store.open(), budget_j=7200.0)
+
+
+def record(folder, rule, wildcards, status="ok", joules=100.0, name="a", seconds=30.0):
+    """An attempt's record as the meter leaves it, with what progress reads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"2026-{name}.json"
+    values = {
+        "record": {
+            "id": name, "rule": rule, "wildcards": wildcards, "status": status,
+            "exit_code": None, "signal": None,
+        },
+        "run": {**run_of("", None).model_dump(mode="json"), "slurm": {"job_id": "7"}},
+        "time": {"start_utc": STARTED.isoformat(), "duration_s": seconds},
+        "total": {"energy_j": {"value": joules}},
+    }  # fmt: skip
+    path.write_text(json.dumps(values))
+    return path
+
+
+def artifact_of(reader, kind):
+    plan = next(plan for plan in reader.study.artifacts.values() if plan.kind == kind)
+    return plan, reader.store.artifact(kind, plan.key)
+
+
+def make(path, text="{}"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_states_energy_and_time_left(reader, tmp_path):
+    assert reader.read().summary() == "0 of 55 done, 0 running; 0 J of 7.2 kJ (0%)"
+
+    _, dataset = artifact_of(reader, "dataset")
+    make(dataset.receipt_path(0))  # no log of ours: another team made it
+    record(dataset.attempts, "prepare_dataset", {"kind": "dataset", "part": "00000"}, joules=500.0)
+    corpus_plan, corpus = artifact_of(reader, "corpus")
+    make(corpus.receipt_path(0))
+    make(tmp_path / "logs/generate_corpus" / f"{corpus_plan.key}-00000.log")
+    record(corpus.attempts, "generate_corpus", {"part": "00000"}, joules=1000.0)
+    record(corpus.attempts, "generate_corpus", {"part": "00001"}, "killed", 300.0, "b")
+    run = next(iter(reader.study.runs))
+    attempts = tmp_path / "results/students" / run / "energy.attempts"
+    record(attempts, "train_student", {"run": run}, "running", 0.0)
+    make(attempts / "angelshare-a.prom", 'angelshare_energy_joules{rule="x"} 12.5\n')
+
+    progress = reader.read()
+    states = {(task.rule, task.state) for task in progress.tasks}
+    assert ("prepare_dataset", "reused") in states
+    assert ("generate_corpus", "done") in states
+    assert ("generate_corpus", "failed") in states
+    assert ("train_student", "running") in states
+    assert progress.energy_j == 500.0 + 1000.0 + 300.0 + 12.5
+    assert progress.lost_j == 300.0
+    assert progress.summary() == (
+        "2 of 55 done (1 reused), 1 running, 1 failed; 1.8 kJ of 7.2 kJ (25%), 300 J of it in "
+        "attempts that failed; more than 30 s left"
+    )
+
+
+def test_the_watch_says_each_failure_once_with_log_and_record(reader, tmp_path):
+    run = next(iter(reader.study.runs))
+    folder = tmp_path / "results/students" / run / "energy.attempts"
+    old = record(folder, "train_student", {"run": run}, "failed", name="old")
+    said = []
+    watch = Watch(reader, tmp_path, tmp_path / "results/status.html", False, said.append)
+    new = record(folder, "train_student", {"run": run}, "preempted", name="new")
+    watch.look()
+    watch.look()
+    (line,) = (text for text in said if "likely cause" in text)
+    assert f"train_student {run} preempted (Slurm job 7 on" in line
+    assert f"logs/train_student/{run}.log" in line
+    assert str(new.relative_to(tmp_path)) in line
+    assert str(old) not in line
+    assert "1 failed" in (tmp_path / "results/status.html").read_text()
+
+
+def test_a_job_that_snakemake_waits_for_in_vain_is_named_with_the_way_out(reader, tmp_path):
+    said = []
+    watch = Watch(reader, tmp_path, tmp_path / "status.html", False, said.append)
+    gone = SlurmJob(
+        number="9", state="CANCELLED", rule="demo_teacher", waited_for=True, log=None,
+        record=None, cause="cancelled",
+    )  # fmt: skip
+    for _ in range(10):
+        watch._hanging([gone])
+    (line,) = said
+    assert "Slurm job 9 (demo_teacher)" in line
+    assert "interrupt Snakemake (Ctrl-C) and start it again" in line
+
+
+def test_the_page_shows_what_is_where(reader, tmp_path):
+    write_page(reader.read(), [], tmp_path / "status.html")
+    page = (tmp_path / "status.html").read_text()
+    assert "http-equiv" in page
+    assert page.count("<tr class='waiting'>") == 55
+
+
+def test_every_kind_has_its_rule(reader):
+    assert {plan.kind for plan in reader.study.artifacts.values()} <= set(RULES)

@@ -1,0 +1,111 @@
+"""A thread beside a running Snakemake: a line on the study now and then, and what went wrong.
+
+It reads files and, on a cluster, asks ``squeue`` once per look; it changes nothing, with one
+exception: a job that Slurm preempted and ended, for which the executor plugin would wait for ever,
+is put back into the queue under its number. Looking takes at most a twentieth of the time.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from angelshare.progress.attempts import Attempt
+from angelshare.progress.cluster import SlurmJob, cause_of_attempt, cluster_jobs, requeue
+from angelshare.progress.page import write_page
+from angelshare.progress.study import Progress, Reader, Task
+
+LOOK_EVERY_S = 20.0
+SAY_EVERY_S = 60.0
+SHARE_OF_TIME = 20
+STUCK_LOOKS = 6
+"""Looks after which a job that Slurm has ended counts as one that Snakemake waits for in vain."""
+
+Say = Callable[[str], None]
+
+
+def _print(text: str) -> None:
+    print(f"[study] {text}", file=sys.stderr, flush=True)
+
+
+class Watch:
+    """What was said already, so that everything is said once."""
+
+    def __init__(
+        self, reader: Reader, folder: Path, page: Path, on_slurm: bool, say: Say = _print
+    ) -> None:
+        self.reader, self.folder, self.page = reader, folder, page
+        self.on_slurm, self.say = on_slurm, say
+        self._ended = {attempt.path for attempt in _ended(reader.read())}
+        self._summary, self._said_s = "", -SAY_EVERY_S
+        self._stuck: dict[str, int] = {}
+
+    def start(self) -> None:
+        """Look again and again until the process ends."""
+        threading.Thread(target=self._run, name="study", daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            began = time.monotonic()
+            try:
+                self.look()
+            except Exception as error:  # noqa: BLE001 - a watcher never takes the workflow down
+                self.say(f"cannot be watched any more: {error!r}")
+                return
+            took_s = time.monotonic() - began
+            time.sleep(max(LOOK_EVERY_S, SHARE_OF_TIME * took_s))
+
+    def look(self) -> Progress:
+        """One look: news of failures, of jobs that hang, and now and then a summary."""
+        progress = self.reader.read()
+        attempts = [attempt for task in progress.tasks for attempt in task.attempts]
+        jobs = cluster_jobs(self.folder, attempts) if self.on_slurm else []
+        self._failures(progress, {job.number: job for job in jobs})
+        self._hanging(jobs)
+        summary, now_s = progress.summary(), time.monotonic()
+        if summary != self._summary and now_s - self._said_s >= SAY_EVERY_S:
+            self._summary, self._said_s = summary, now_s
+            self.say(summary)
+        write_page(progress, jobs, self.page)
+        return progress
+
+    def _failures(self, progress: Progress, jobs: dict[str, SlurmJob]) -> None:
+        for task in progress.tasks:
+            for attempt in task.attempts:
+                if attempt.status in ("running", "ok") or attempt.path in self._ended:
+                    continue
+                self._ended.add(attempt.path)
+                self.say(failure(task, attempt, jobs.get(attempt.slurm_job or "")))
+
+    def _hanging(self, jobs: list[SlurmJob]) -> None:
+        stuck = {job.number: self._stuck.get(job.number, 0) + 1 for job in jobs if job.stuck}
+        self._stuck = stuck
+        for job in jobs:
+            looks = stuck.get(job.number, 0)
+            if job.state == "PREEMPTED" and looks == 1 and requeue(job.number):
+                self.say(
+                    f"Slurm job {job.number} ({job.rule}) was preempted: put back into the queue"
+                )
+            elif looks == STUCK_LOOKS:
+                self.say(
+                    f"{job} Snakemake still waits for it: interrupt Snakemake (Ctrl-C) and start "
+                    "it again; what is finished stays"
+                )
+
+
+def failure(task: Task, attempt: Attempt, job: SlurmJob | None) -> str:
+    """A failed attempt in one line: what, likely why, and where to look."""
+    cause = (job.cause if job else None) or cause_of_attempt(attempt)
+    where = f" (Slurm job {attempt.slurm_job} on {attempt.host})" if attempt.slurm_job else ""
+    logs = [task.log, *([job.log] if job and job.log else [])]
+    return (
+        f"{task.name} {attempt.status}{where}, likely cause: {cause}; log "
+        f"{' and '.join(map(str, logs))}; record {attempt.path}"
+    )
+
+
+def _ended(progress: Progress) -> list[Attempt]:
+    return [a for task in progress.tasks for a in task.attempts if a.status != "running"]
