@@ -1,7 +1,8 @@
 # Two commands for a newcomer; each sets up what it needs in .venv first.
 #
 #   make frontiers   the main job on the embedded default
-#   make test        everything continuous integration runs
+#   make test        the tests
+#   make test-slurm  the study on a Slurm cluster of its own; as root on Debian or Ubuntu
 
 SHELL := /bin/bash
 VENV := .venv
@@ -11,7 +12,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Compile installed packages once; without their bytecode every job would compile them again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: frontiers test lint format schemas lock clean
+.PHONY: frontiers test test-slurm lint format schemas lock clean
 
 frontiers: $(VENV)/.ready
 	@snakemake --profile local all_frontiers
@@ -19,6 +20,10 @@ frontiers: $(VENV)/.ready
 
 test: $(VENV)/.ready lint
 	@OMP_NUM_THREADS=1 pytest -n 2 --dist loadgroup
+
+# Skips, and says why, where no cluster can be brought up.
+test-slurm: $(VENV)/.ready
+	@OMP_NUM_THREADS=1 pytest -m slurm tests/slurm
 
 lint: $(VENV)/.ready
 	@ruff check .

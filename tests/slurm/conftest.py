@@ -26,11 +26,12 @@ SITE = {
     "gpu": {"slurm_partition": "gpu"},
     "status-seconds": 2,
     "latency-wait": 20,
+    "retries": 4,
 }
 Found = TypeVar("Found")
 
 
-def wait_for(condition: Callable[[], Found], what: str, seconds: float = 240.0) -> Found:
+def wait_for(condition: Callable[[], Found], what: str, seconds: float = 600.0) -> Found:
     """The first true value of ``condition``."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -175,7 +176,7 @@ class Study:
 
 @pytest.fixture(scope="session")
 def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Study]:
-    """The study, run on this machine while the first cluster test works; wait for `done`."""
+    """The study, run on this machine while the first cluster test works; its `process` ends."""
     study = Study(tmp_path_factory.mktemp("local") / "checkout")
     study.process = study.start(None)
     yield study

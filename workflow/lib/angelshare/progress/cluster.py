@@ -180,10 +180,13 @@ def cause_of_attempt(attempt: Attempt) -> str:
     if attempt.status == "preempted":
         return "preempted"
     if attempt.status == "killed":
-        if attempt.signal == 15:
-            return "cancelled"
         return "killed, which memory, a node or a person may have done"
     return "failed"
+
+
+def sent_back(job: SlurmJob) -> bool:
+    """Whether the job waits or runs again, under the number of an attempt that has ended."""
+    return job.state in ACTIVE and job.state != "COMPLETING"
 
 
 def requeue(number: str) -> bool:

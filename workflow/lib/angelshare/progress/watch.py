@@ -14,13 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from angelshare.progress.attempts import Attempt
-from angelshare.progress.cluster import SlurmJob, cause_of_attempt, cluster_jobs, requeue
+from angelshare.progress.cluster import SlurmJob, cause_of_attempt, cluster_jobs, requeue, sent_back
 from angelshare.progress.page import write_page
 from angelshare.progress.study import Progress, Reader, Task
 
 LOOK_EVERY_S = 20.0
 SAY_EVERY_S = 60.0
 SHARE_OF_TIME = 20
+SETTLING_LOOKS = 2
 STUCK_LOOKS = 6
 """Looks after which a job that Slurm has ended counts as one that Snakemake waits for in vain."""
 
@@ -42,6 +43,7 @@ class Watch:
         self._ended = {attempt.path for attempt in _ended(reader.read())}
         self._summary, self._said_s = "", -SAY_EVERY_S
         self._stuck: dict[str, int] = {}
+        self._settling: dict[Path, int] = {}
 
     def start(self) -> None:
         """Look again and again until the process ends."""
@@ -77,8 +79,14 @@ class Watch:
             for attempt in task.attempts:
                 if attempt.status in ("running", "ok") or attempt.path in self._ended:
                     continue
+                job = jobs.get(attempt.slurm_job or "")
+                looks = self._settling.get(attempt.path, 0)
+                if job is not None and job.cause is None and looks < SETTLING_LOOKS:
+                    # The process is gone, Slurm has not said yet why.
+                    self._settling[attempt.path] = looks + 1
+                    continue
                 self._ended.add(attempt.path)
-                self.say(failure(task, attempt, jobs.get(attempt.slurm_job or "")))
+                self.say(failure(task, attempt, job))
 
     def _hanging(self, jobs: list[SlurmJob]) -> None:
         stuck = {job.number: self._stuck.get(job.number, 0) + 1 for job in jobs if job.stuck}
@@ -99,6 +107,8 @@ class Watch:
 def failure(task: Task, attempt: Attempt, job: SlurmJob | None) -> str:
     """A failed attempt in one line: what, likely why, and where to look."""
     cause = (job.cause if job else None) or cause_of_attempt(attempt)
+    if job is not None and job.cause is None and sent_back(job):
+        cause = "Slurm sent it back into the queue (preemption, a node failure, or by hand)"
     where = f" (Slurm job {attempt.slurm_job} on {attempt.host})" if attempt.slurm_job else ""
     logs = [task.log, *([job.log] if job and job.log else [])]
     return (
