@@ -6,11 +6,12 @@ already shows what will be reused and what will be generated. Inputs enter a rec
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from angelshare.config import Config, EmbeddedTeacher, GridBlock, PipelineSettings, training_of
 from angelshare.fingerprints import Fingerprints
@@ -101,16 +102,38 @@ def plan_study(config: Config) -> Study:
             study.runs[run.name] = run
             upstream = [*run.inputs.values(), *([run.scores] if run.scores else [])]
             for top in upstream:
-                study.artifacts.update((plan.key, plan) for plan in top.closure())
+                if top.key not in study.artifacts:
+                    study.artifacts.update((plan.key, plan) for plan in top.closure())
     return study
 
 
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _once(method: Method) -> Method:
+    """Compute a planner's method once for each of its arguments, which are values."""
+
+    @functools.wraps(method)
+    def remembering(self: _Planner, *arguments: Any) -> Any:
+        key = (method.__name__, *arguments)
+        if key not in self.known:
+            self.known[key] = method(self, *arguments)
+        return self.known[key]
+
+    return cast(Method, remembering)
+
+
 class _Planner:
-    """Builds plans; equal recipes become one plan."""
+    """Builds plans; equal recipes become one plan.
+
+    A study has few artifacts and many runs: what runs have in common, its recipe and the look at a
+    model's folder, is worked out once.
+    """
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self.fingerprints = Fingerprints(config.results)
+        self.known: dict[tuple[Any, ...], Any] = {}
 
     # -- artifacts --------------------------------------------------------------------------------
 
@@ -136,6 +159,7 @@ class _Planner:
             label=label or name,
         )
 
+    @_once
     def dataset(self, name: str) -> ArtifactPlan:
         source = self.config.datasets[name]
         settings = source.identity()
@@ -143,6 +167,7 @@ class _Planner:
             settings["path"] = {"sha256": self.fingerprints.file(source.path)}
         return self.artifact("dataset", name, {}, source=settings)
 
+    @_once
     def tokenizer(self, name: str) -> ArtifactPlan:
         trained = self.config.tokenizers[name]
         return self.artifact(
@@ -153,6 +178,7 @@ class _Planner:
             problems=self.config.datasets[trained.dataset].identity(),
         )
 
+    @_once
     def teacher(self, name: str) -> tuple[dict[str, ArtifactPlan], dict[str, Any]]:
         """The teacher as an input artifact, or as plain recipe values when it is pretrained."""
         teacher = self.config.teachers[name]
@@ -180,6 +206,7 @@ class _Planner:
         rows = self.rows(dataset, splits)
         return 1 if rows is None else max(1, math.ceil(rows / self.config.hardware.part_rows))
 
+    @_once
     def corpus(self, dataset: str, teacher: str) -> ArtifactPlan:
         splits = ["train", "unlabelled"]
         inputs, named = self.teacher(teacher)
@@ -195,6 +222,7 @@ class _Planner:
             **named,
         )
 
+    @_once
     def logits(self, dataset: str, teacher: str, pipeline: PipelineSettings) -> ArtifactPlan:
         inputs, named = self.teacher(teacher)
         splits = _splits(pipeline)
@@ -212,6 +240,7 @@ class _Planner:
             **named,
         )
 
+    @_once
     def scores(self, dataset: str, teacher: str) -> ArtifactPlan:
         inputs, named = self.teacher(teacher)
         return self.artifact(
@@ -222,6 +251,11 @@ class _Planner:
             evaluation=self.config.evaluation.identity(),
             **named,
         )
+
+    @_once
+    def init(self, student: str) -> dict[str, Any]:
+        """What a recipe says of a student's initial weights."""
+        return self.fingerprints.student(self.config.students[student].init)
 
     # -- runs -------------------------------------------------------------------------------------
 
@@ -235,19 +269,25 @@ class _Planner:
                 for temperature in block.temperature or [loss.temperature]
                 for alpha in block.alpha or [loss.alpha]
             ]
+        training = training_of(self.config, block)
         for dataset, student, varied, seed in itertools.product(
             block.datasets, block.students, losses, block.seeds
         ):
-            yield self.run(block, dataset, student, varied, seed)
+            yield self.run(block, training, dataset, student, varied, seed)
 
     def run(
-        self, block: GridBlock, dataset: str, student: str, varied: dict[str, float], seed: int
+        self,
+        block: GridBlock,
+        training: TrainingSettings,
+        dataset: str,
+        student: str,
+        varied: dict[str, float],
+        seed: int,
     ) -> RunPlan:
         config = self.config
         pipeline = config.pipelines[block.pipeline]
         inputs = {"dataset": self.dataset(dataset)}
         init = config.students[student]
-        training = training_of(config, block)
         loss = config.loss.model_copy(update=varied)
         named: dict[str, Any] = {}
         if init.tokenizer is not None:
@@ -260,7 +300,7 @@ class _Planner:
         recipe = make_recipe(
             "student",
             inputs={role: {"kind": p.kind, "key": p.key} for role, p in inputs.items()},
-            init=self.fingerprints.student(init.init),
+            init=self.init(student),
             splits=_splits(pipeline),
             training=training.identity(),
             seed=seed,
