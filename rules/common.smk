@@ -3,6 +3,8 @@
 # Parsing is a pure computation over the configuration: no artifact is opened, nothing heavy is
 # imported (each cluster job parses these files again).
 import sys
+from functools import cache
+from os.path import exists
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -49,29 +51,30 @@ wildcard_constraints:
 # ancient: a path there holds the key of a recipe, so a younger modification time (a copy, an rsync,
 # a clone) says nothing about its content, which is checked by digest when it is read. And work that
 # is done has no edges any more: a missing manifest upstream is sealed again, alone.
+@cache
+def located(kind: str, key: str, parts: int) -> tuple:
+    """The path of an artifact's manifest, and of the receipts where it is not a layer's."""
+    home = ARTIFACTS.artifact(kind, key).store
+    if home is not ARTIFACTS:
+        return f"{home.root}/{kind}/{key}/manifest.json", ()
+    folder = f"<store>/{kind}/{key}"
+    numbered = tuple(f"{folder}/parts/{part:05d}.json" for part in range(parts))
+    return f"{folder}/manifest.json", numbered
+
+
 def manifest(plan: ArtifactPlan):
     """The manifest of an artifact, as an input that modification times never invalidate."""
-    home = ARTIFACTS.artifact(plan.kind, plan.key).store
-    root = "<store>" if home is ARTIFACTS else home.root
-    return ancient(f"{root}/{plan.kind}/{plan.key}/manifest.json")
+    return ancient(located(plan.kind, plan.key, plan.parts)[0])
 
 
 def receipts(plan: ArtifactPlan) -> list:
     """The receipts of an artifact's parts, likewise; a layer answers for its own."""
-    if not ARTIFACTS.owns(plan.kind, plan.key):
-        return []
-    folder = f"<store>/{plan.kind}/{plan.key}/parts"
-    return [ancient(f"{folder}/{part:05d}.json") for part in range(plan.parts)]
+    return [ancient(path) for path in located(plan.kind, plan.key, plan.parts)[1]]
 
 
 def whole(plans) -> list:
     """What says that these artifacts are there, all parts of them."""
     return [path for plan in plans for path in (manifest(plan), *receipts(plan))]
-
-
-def needed_by(product: Path, inputs: list) -> list:
-    """The inputs of a job whose product is still to be made; none once it is there."""
-    return [] if product.exists() else inputs
 
 
 def asks(rule: str) -> dict:
@@ -96,33 +99,33 @@ def artifact_recipe(wildcards) -> dict:
     return STUDY.artifacts[wildcards.key].recipe
 
 
+# A job whose product is there has no inputs: work that is done has no edges.
 def artifact_inputs(wildcards) -> list:
     """The manifests that a part of an artifact is made from."""
     plan = STUDY.artifacts[wildcards.key]
     receipt = ARTIFACTS.artifact(plan.kind, plan.key).receipt_path(int(wildcards.part))
-    return needed_by(receipt, whole(plan.inputs.values()))
+    return [] if receipt.exists() else whole(plan.inputs.values())
 
 
 def artifact_receipts(wildcards) -> list:
     """The receipts that an artifact is sealed from."""
     plan = STUDY.artifacts[wildcards.key]
-    return needed_by(
-        ARTIFACTS.artifact(plan.kind, plan.key).manifest_path, receipts(plan)
-    )
+    sealed = ARTIFACTS.artifact(plan.kind, plan.key).manifest_path
+    return [] if sealed.exists() else receipts(plan)
 
 
 def run_inputs(wildcards) -> list:
     """The manifests that a student is trained from."""
     run = STUDY.runs[wildcards.run]
-    trained = Path(CONFIG.results, "students", run.name, "training.json")
-    return needed_by(trained, whole(run.inputs.values()))
+    trained = f"{CONFIG.results}/students/{run.name}/training.json"
+    return [] if exists(trained) else whole(run.inputs.values())
 
 
 def evaluation_inputs(wildcards) -> list:
     """The manifest of the data that a student is scored on."""
     run = STUDY.runs[wildcards.run]
-    scores = Path(CONFIG.results, "scores", f"{run.name}.json")
-    return needed_by(scores, whole([run.inputs["dataset"]]))
+    scores = f"{CONFIG.results}/scores/{run.name}.json"
+    return [] if exists(scores) else whole([run.inputs["dataset"]])
 
 
 def run_recipe(wildcards) -> dict:
@@ -158,4 +161,6 @@ def watch_study() -> None:
     from angelshare.progress.watch import Watch
 
     page = Path(CONFIG.results, "status.html")
-    Watch(Reader(CONFIG, STUDY, ARTIFACTS), Path.cwd(), page, not workflow.local_exec).start()
+    Watch(
+        Reader(CONFIG, STUDY, ARTIFACTS), Path.cwd(), page, not workflow.local_exec
+    ).start()

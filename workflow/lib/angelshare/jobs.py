@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from angelshare.config import Config, PretrainedTeacher, load_config
+from angelshare.devices import claimed_gpus
 from angelshare.energy import Job, window
 from angelshare.energy.machine import run_of
 from angelshare.energy.measures import Baseline
@@ -219,6 +220,7 @@ def job(
             gpus=gpus,
         )
         with (
+            claimed_gpus(gpus or 0),
             TemporaryDirectory(prefix="angelshare-") as scratch,
             window(what, checked.energy, checked.carbon, idle_here(checked)) as opened,
         ):
