@@ -29,7 +29,15 @@ onstart:
         CONFIG.store.team_id(),
         Path.cwd(),
         [(plan.kind, plan.key) for plan in STUDY.artifacts.values()],
+        [str(path) for path in workflow.configfiles],
     )
+    if CONFIG.store.remotes:
+        keep_offers(CONFIG.results, OFFERS)
+    # Said, kept for the comparison with what is then measured, and refused beyond the budget.
+    try:
+        say(planning.start(CONFIG, STUDY, ARTIFACTS, OFFERS, planned_jobs()))
+    except AngelshareError as error:
+        raise WorkflowError(str(error))
     watch_study()
 
 
@@ -38,10 +46,10 @@ rule all_frontiers:
     default_target: True
     input:
         "<results>/report.html",
-        whole(STUDY.artifacts.values()),
+        whole(wanted()),
 
 
 # The shared teacher artifacts alone, for a team that only wants to fill the store.
 rule all_artifacts:
     input:
-        whole(STUDY.artifacts.values()),
+        whole(wanted()),

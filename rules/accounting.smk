@@ -14,6 +14,10 @@ TABLES = [
     "summary",
     "break_even",
     "frontier",
+    "predictions",
+    "efficiency",
+    "sensitivity",
+    "traces",
 ]
 
 
@@ -39,7 +43,7 @@ rule prerun:
 
 rule account:
     input:
-        [manifest(plan) for plan in STUDY.artifacts.values()],
+        [manifest(plan) for plan in wanted()],
         machine=ancient("<results>/prerun/machine.json"),
         training=expand("<results>/students/{run}/training.json", run=STUDY.runs),
         scores=expand("<results>/scores/{run}.json", run=STUDY.runs),

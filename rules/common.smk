@@ -1,13 +1,15 @@
 # What every stage shares: the checked configuration, the study it asks for, and the paths.
 #
-# Parsing is a pure computation over the configuration: no artifact is opened, nothing heavy is
-# imported (each cluster job parses these files again).
+# Parsing opens no artifact and imports nothing heavy, for each cluster job parses these files again.
+# Only the main process asks the remotes, where there are any.
+import atexit
 import sys
 from functools import cache
 from os.path import exists
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
 # A workflow uses the library of its own checkout, installed or not; so do its scripts.
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow" / "lib"))
@@ -15,8 +17,11 @@ sys.path.insert(0, str(Path(workflow.basedir) / "workflow" / "lib"))
 from angelshare.config import MODEL_RULES, load_config
 from angelshare.errors import AngelshareError
 from angelshare.grid import ArtifactPlan, plan_study
+from angelshare.planning import workflow as planning
 from angelshare.recipes import canonical
+from angelshare.reuse import offers_for, sources
 from angelshare.store.gc import register
+from angelshare.store.offers import keep_offers, kept_offers
 
 try:
     CONFIG = load_config(config)
@@ -33,6 +38,33 @@ def whole_machine() -> int:
         return 1 if workflow.remote_exec else workflow.cores
     except WorkflowError:
         return 1  # the submitting host of a cluster has no total
+
+
+NEVER = "(?!)"  # a pattern that nothing matches
+
+# The remotes are asked once, by the main process; its jobs make the same choice from what it kept.
+OFFERS = {}
+if CONFIG.store.remotes and workflow.is_main_process:
+    answer = offers_for(STUDY, ARTIFACTS, CONFIG.store.remotes)
+    OFFERS = answer.offers
+    for warning in answer.warnings:
+        logger.warning(warning)
+    for key, url in OFFERS.items():
+        plan = STUDY.artifacts[key]
+        logger.info(
+            f"{plan.kind} {plan.label}: {answer.sizes[key]:,} bytes to fetch from {url}"
+        )
+elif CONFIG.store.remotes:
+    OFFERS = kept_offers(CONFIG.results)
+SOURCES = sources(STUDY, ARTIFACTS, OFFERS)
+
+
+def wanted() -> list:
+    """The artifacts that the study needs or has. One that is gone, or that only a fetched one was
+    made from, is needed again only where something is to be made from it."""
+    return [
+        plan for key, plan in STUDY.artifacts.items() if SOURCES[key] != "not needed"
+    ]
 
 
 pathvars:
@@ -68,7 +100,9 @@ def manifest(plan: ArtifactPlan):
 
 
 def receipts(plan: ArtifactPlan) -> list:
-    """The receipts of an artifact's parts, likewise; a layer answers for its own."""
+    """The receipts of an artifact's parts, likewise; a layer or remote answers for its own."""
+    if SOURCES[plan.key] == "remote":
+        return []
     return [ancient(path) for path in located(plan.kind, plan.key, plan.parts)[1]]
 
 
@@ -164,3 +198,25 @@ def watch_study() -> None:
     Watch(
         Reader(CONFIG, STUDY, ARTIFACTS), Path.cwd(), page, not workflow.local_exec
     ).start()
+
+
+def planned_jobs() -> list:
+    """Rule and wildcards of the jobs that this run is about to do."""
+    jobs = workflow.dag.needrun_jobs(exclude_finished=False)
+    return [(job.rule.name, dict(job.wildcards)) for job in jobs]
+
+
+def say(lines: list) -> None:
+    """Print lines where Snakemake's own messages go."""
+    print(*lines, sep="\n", file=sys.stderr)
+
+
+def announce() -> None:
+    """What a dry run's jobs would cost, after Snakemake has listed them."""
+    if workflow.dryrun and workflow._dag is not None:
+        say(planning.announce(CONFIG, STUDY, ARTIFACTS, OFFERS, planned_jobs()))
+
+
+# Snakemake has hooks for real runs alone.
+if workflow.is_main_process:
+    atexit.register(announce)

@@ -1,7 +1,7 @@
-# Store: sealing what the parts' jobs made.
+# Store: sealing what the parts' jobs made, and fetching what others made.
 #
-# Inputs:  the receipts of an artifact's parts
-# Outputs: its manifest, and the sidecar of sealing it
+# Inputs:  the receipts of an artifact's parts; nothing where a remote offers the artifact
+# Outputs: its manifest, and the sidecar of sealing or fetching it
 # Paid by: the artifact
 
 
@@ -29,3 +29,28 @@ rule seal:
         "seal {wildcards.kind} {wildcards.key}"
     script:
         "../workflow/scripts/seal.py"
+
+
+# The remotes were asked when the workflow was parsed: only what they offer matches.
+rule fetch:
+    output:
+        manifest=update("<store>/{kind}/{key}/manifest.json"),
+        energy=update("<store>/{kind}/{key}/energy.json"),
+    log:
+        "<logs>/fetch/{kind}-{key}.log",
+    wildcard_constraints:
+        key="|".join(OFFERS) or NEVER,
+    conda:
+        "../environment.yml"
+    threads: CONFIG.hardware.of("fetch").threads
+    resources:
+        **asks("fetch"),
+    params:
+        recipe=artifact_recipe,
+    message:
+        "fetch {wildcards.kind} {wildcards.key}"
+    script:
+        "../workflow/scripts/fetch.py"
+
+
+ruleorder: fetch > seal

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +15,7 @@ from angelshare.energy import EnergySettings, Job, window
 from angelshare.energy.attempts import validate_sidecar
 from angelshare.energy.measures import Component
 from angelshare.energy.prerun import idle_baseline
+from angelshare.energy.probes.nvml import COLUMNS
 from angelshare.energy.trace import read_parquet
 
 torch = pytest.importorskip("torch")
@@ -65,8 +69,13 @@ def test_a_load_is_seen_and_cross_checked(tmp_path: Path) -> None:
     assert load.crosscheck.ok
     trace = read_parquet(path)
     (uuid,) = trace.gpus
-    rows = [sample.gpu[uuid] for sample in trace.samples]
-    assert all(value is not None for row in rows for value in row), "a field went unread"
+    rows = [dict(zip(COLUMNS, sample.gpu[uuid], strict=True)) for sample in trace.samples]
+    for row in rows:
+        older = row.pop("usage_mw")
+        newer = {row["average_mw"], row["instant_mw"]}
+        assert (older is None) is (None not in newer), "the older reading replaces a missing one"
+        row["average_mw"] = row["instant_mw"] = older if older is not None else 1
+        assert None not in row.values(), "a field went unread"
 
 
 def test_a_short_load_is_resolved(tmp_path: Path) -> None:
@@ -75,3 +84,17 @@ def test_a_short_load_is_resolved(tmp_path: Path) -> None:
     assert load.energy_j is not None
     assert load.u is not None
     assert (load.u.edge_j95 or 0) < 0.3 * load.energy_j
+
+
+def test_the_benchmark_runs(tmp_path: Path) -> None:
+    """Short and not for publishing; without an interval narrow enough to say much."""
+    script = Path(__file__).parents[2] / "benchmarks" / "gpu_meter.py"
+    out = tmp_path / "gpu_meter.json"
+    short = ["--seconds", "5", "--pairs", "2", "--pair-seconds", "2", "--out", str(out)]
+    subprocess.run([sys.executable, str(script), *short], check=True)
+    found = json.loads(out.read_text())
+    loads = found["loads"]
+    assert loads["matrix_product"]["mean_w"] > 1.5 * loads["idle"]["mean_w"]
+    assert loads["training"]["crosscheck_ok"]
+    assert set(found["idle"]) == {"no_context", "context_open"}
+    assert found["overhead"]["steps"] > 1

@@ -10,6 +10,7 @@ import pytest
 from angelshare.recipes import make_recipe, recipe_key
 from angelshare.store.artifacts import ArtifactStore
 from angelshare.store.consumers import Consumer
+from angelshare.store.provenance import Provenance
 
 ANGELSHARE = str(Path(sys.executable).parent / "angelshare")
 
@@ -45,6 +46,72 @@ def test_looking_at_a_store(tmp_path, keys):
     assert "seed: 1" in run("show", keys[0][:8], *store, cwd=tmp_path)
     assert "decoding.seed" in run("diff", keys[0], keys[1], *store, cwd=tmp_path)
     assert "2 artifacts are whole" in run("verify", *store, cwd=tmp_path)
+
+
+@pytest.fixture
+def logits(tmp_path, keys):
+    """Logits made from the first corpus, by two versions of a program, read by one run."""
+    store = ArtifactStore(tmp_path / "store")
+    recipe = make_recipe("logits", inputs={"sequences": {"kind": "corpus", "key": keys[0]}})
+    artifact = store.artifact("logits", recipe_key("logits", recipe))
+    content = store.artifact("corpus", keys[0]).manifest().content_sha256
+    for part, torch in enumerate(("2.9.0", "2.9.0", "2.13.0")):
+        artifact.commit(
+            part,
+            {"logits.parquet": tmp_path / "source"},
+            inputs={"sequences": content},
+            input_keys={"sequences": f"corpus/{keys[0]}"},
+            provenance=Provenance(
+                software={"torch": torch},
+                device="cpu",
+                model_files={"model.safetensors": "ab" * 32},
+                tokenizer_sha256="cd" * 32,
+                licences={"acme/chat@1": "LicenseRef-Acme", "dataset/1": None},
+                restricted=["acme/chat@1"],
+            ),
+        )
+    content = artifact.seal(recipe, 3).content_sha256
+    for run, read in (("kd-1", content), ("kd-2", "ef" * 32)):
+        artifact.add_consumer(
+            Consumer(id=run, run=run, team="ours", tokens_read=1, utc="", content_sha256=read)
+        )
+    return artifact
+
+
+def test_what_an_artifact_was_made_with_and_from(tmp_path, keys, logits):
+    printed = run("show", logits.key, "--store", "store", cwd=tmp_path)
+    assert "made with (parts 0-1): torch 2.9.0, on cpu" in printed
+    assert "made with (parts 2): torch 2.13.0, on cpu" in printed
+    assert "tokenizer (parts 2): cdcdcdcdcdcd, chat template none" in printed
+    assert "model file (parts 2) model.safetensors: abababababab" in printed
+    assert "licence of acme/chat@1: LicenseRef-Acme" in printed
+    assert "licence of dataset/1: not stated" in printed
+    assert "warning: the licence of acme/chat@1 restricts training on its outputs" in printed
+    assert "read by kd-2 of ours, , as it was then: content efefefefefef" in printed
+    made_from = logits.manifest().parts[0].inputs["sequences"][:12]
+    assert f"sequences: corpus/{keys[0][:12]}  content {made_from}\n" in printed
+    listed = run("ls", "--store", "store", cwd=tmp_path)
+    assert "last use" in listed
+    assert "licence restricts training on it" in listed
+
+
+def test_a_changed_input_shows(tmp_path, keys, logits):
+    artifact = ArtifactStore(tmp_path / "store").artifact("corpus", keys[0])
+    manifest = artifact.manifest()
+    for path in (artifact.manifest_path, artifact.receipt_path(0)):
+        path.unlink()
+    artifact.commit(0, {"data.parquet": tmp_path / "source"}, inputs={})
+    now = artifact.seal(manifest.recipe, 1).content_sha256[:12]
+    store = ["--store", "store"]
+    shown = run("show", logits.key, *store, cwd=tmp_path)
+    assert f"content {now}  CHANGED: made from {manifest.content_sha256[:12]}" in shown
+    assert "made from a former input" in run("ls", *store, cwd=tmp_path)
+    printed = run("verify", *store, cwd=tmp_path, status=1)
+    assert f"logits {logits.key}, part 2 (read by kd-1, kd-2 of ours): made from other" in printed
+    assert "Took away 4 files" in run("verify", "--repair", *store, cwd=tmp_path)
+    artifact.manifest_path.unlink()
+    printed = run("show", artifact.key, *store, cwd=tmp_path, status=1)
+    assert "is not sealed yet: 1 parts are there" in printed
 
 
 def test_verify_names_what_is_damaged_and_repair_takes_it_away(tmp_path, keys):
@@ -106,4 +173,5 @@ def test_measuring_a_command(tmp_path):
         cwd=tmp_path, status=3)  # fmt: skip
     assert not (tmp_path / "failed.json").exists()
     run("emissions", ".", cwd=tmp_path)
-    assert len((tmp_path / "emissions.csv").read_text().splitlines()) == 2
+    lines = (tmp_path / "emissions.csv").read_text().splitlines()
+    assert len(lines) == 3, "the names, the attempt that worked and the one that failed"

@@ -40,7 +40,7 @@ def edit(values, path, value):
             -1,
             "loss.temperature must be greater than 0 (got -1). See config/README.md#loss.",
         ),
-        ("capture.top_k", "many", "capture.top_k must be a valid integer"),
+        ("capture.codec.top_k", "many", "capture.codec.topk_tail.top_k must be a valid integer"),
         (
             "grid.0.students",
             ["tinny"],
@@ -49,6 +49,8 @@ def edit(values, path, value):
         ("grid.1.teacher", None, "grid[1].teacher is missing"),
         ("grid.0.temperature", [2.0], "does not use (logits: false)"),
         ("grid.1.temperature", [3.0], "add it to capture.temperatures"),
+        ("loss.temperature", 3.0, "loss.temperature 3.0 is not one that the logit cache keeps"),
+        ("capture.codec", {"name": "rskd", "top_k": 4}, "capture.codec.rskd.top_k is not a known"),
         ("grid.1.training", {"max_steps": 0}, "grid[1].training.max_steps must be greater than 0"),
         ("teachers.demo.tokenizer", "other", "teachers.demo.tokenizer: there is no 'other'"),
         ("students.tiny.tokenizer", "other", "students.tiny.tokenizer: there is no 'other'"),
@@ -75,6 +77,15 @@ def test_bad_input_is_one_clear_line(values, monkeypatch, path, value, says):
     assert len(message.splitlines()) == 2
 
 
+def test_draws_are_refused_at_other_temperatures_than_one(values, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    edit(values, "capture.codec", {"name": "rskd"})
+    message = problems(values)
+    assert "loss.temperature 2.0 cannot be had from draws" in message
+    assert "grid[3].temperature 4.0 cannot be had from draws" in message
+    assert "use temperature 1, or the codec topk_tail" in message
+
+
 def test_a_store_that_cannot_be_written_is_said_before_any_job(values, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: False)
     assert "store.root: " in problems(values)
@@ -83,7 +94,7 @@ def test_a_store_that_cannot_be_written_is_said_before_any_job(values, monkeypat
 
 def test_every_problem_is_named_at_once(values):
     edit(values, "loss.alpha", 2)
-    edit(values, "capture.top_k", 0)
+    edit(values, "capture.codec.top_k", 0)
     assert len(problems(values).splitlines()) == 3
 
 

@@ -51,7 +51,12 @@ def fingerprints(folder: Path) -> dict[str, dict[str, float | str]]:
     from angelshare.teacher.demo import train_demo_teacher
     from angelshare.teacher.generate import generate_corpus
     from angelshare.teacher.logits import capture_logits
-    from angelshare.teacher.settings import CaptureSettings, DecodingSettings, DemoTeacher
+    from angelshare.teacher.settings import (
+        CaptureSettings,
+        DecodingSettings,
+        DemoTeacher,
+        TopkTailSettings,
+    )
 
     problems = WordProblems(seed=3, labelled=24, unlabelled=8, validation=8, test=8)
     table = make_dataset(problems)
@@ -79,7 +84,9 @@ def fingerprints(folder: Path) -> dict[str, dict[str, float | str]]:
     capture_logits(
         folder / "teacher",
         train,
-        CaptureSettings(top_k=4, temperatures=(1.0, 2.0), max_length=64),
+        CaptureSettings(
+            codec=TopkTailSettings(top_k=4, top_p=1.0), temperatures=(1.0, 2.0), max_length=64
+        ),
         folder / "logits.parquet",
         progress=quiet,
         count=quiet,

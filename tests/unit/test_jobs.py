@@ -1,92 +1,71 @@
-"""A team's own results: an orphaned job and its resubmission, as two real processes."""
+"""What every job has around it: its waiting is on its bill."""
 
-import json
-import multiprocessing
-import os
-import signal
+from __future__ import annotations
+
+import threading
 import time
 from pathlib import Path
 
-import pytest
+import yaml
 
-from angelshare.files import publish_json, read_json
-from angelshare.jobs import JobContext, Reporter
-from angelshare.store import leases
+from angelshare.config import load_config
+from angelshare.energy.attempts import validate_sidecar
+from angelshare.grid import plan_study
+from angelshare.jobs import part_job
+from angelshare.store.artifacts import ArtifactStore
+from angelshare.store.leases import single_flight
 
-RECIPE = {"seed": 1}
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(leases, "POLL_S", 0.02)
-
-
-def train(folder: Path, name: str, hold_s: float, recipe: dict = RECIPE) -> None:
-    """What a job does: Snakemake deletes its outputs, then it makes or adopts the result."""
-    declared, kept = folder / "training.json", folder / "finished.json"
-    declared.unlink(missing_ok=True)
-    report = Reporter(name, folder / f"{name}.log")
-    context = JobContext(
-        config=None, study=None, store=None, window=None, report=report, scratch=folder
-    )
-    with context.own_result(kept, recipe) as record:
-        if record is None:
-            with (folder / "made").open("a") as stream:
-                stream.write(f"{name}\n")
-            time.sleep(hold_s)
-            record = {"recipe": recipe, "loss": 1.5}
-            publish_json(kept, record)
-    publish_json(declared, record)
+ROOT = Path(__file__).parents[2]
+WAIT_S = 0.6
 
 
-def start(*arguments) -> multiprocessing.Process:
-    process = multiprocessing.get_context("fork").Process(target=train, args=arguments)
-    process.start()
-    return process
+def test_waiting_for_another_teams_lease_is_paid_for(tmp_path: Path) -> None:
+    values = yaml.safe_load((ROOT / "config" / "config.yaml").read_text()) or {}
+    values["store"] = {"root": str(tmp_path / "store"), "team": "ours"}
+    values["results"] = str(tmp_path / "results")
+    values["energy"] = {"period_s": 0.1, "cpu": "estimate", "cpu_tdp_w": 100.0, "gpu": "none"}
+    plan = next(one for one in plan_study(load_config(values)).artifacts.values() if not one.inputs)
+    artifact = ArtifactStore(tmp_path / "store").artifact(plan.kind, plan.key)
+    held = threading.Event()
 
+    def waits() -> bool:
+        traces = artifact.attempts.glob("*.trace.jsonl")
+        return any('"wait"' in path.read_text() for path in traces)
 
-def wait_until(condition) -> None:
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    def another_team() -> None:
+        with single_flight(artifact, 0):
+            held.set()
+            until = time.monotonic() + 20
+            while not waits() and time.monotonic() < until:
+                time.sleep(0.02)
+            time.sleep(WAIT_S)
 
-
-def test_a_resubmission_waits_for_the_orphan_and_adopts_its_result(tmp_path):
-    orphan = start(tmp_path, "orphan", 0.5)
-    wait_until((tmp_path / "made").exists)
-    again = start(tmp_path, "again", 0.0)
-    orphan.join(30)
-    again.join(30)
-    assert (orphan.exitcode, again.exitcode) == (0, 0)
-    assert (tmp_path / "made").read_text() == "orphan\n"
-    assert read_json(tmp_path / "training.json") == {"recipe": RECIPE, "loss": 1.5}
-    log = (tmp_path / "again.log").read_text()
-    assert "waiting for process" in log
-    assert "finished by another attempt" in log
-    assert list(tmp_path.glob(".*lease*")) == []
-
-
-def test_a_result_that_snakemake_deleted_the_output_of_is_adopted(tmp_path):
-    train(tmp_path, "orphan", 0.0)
-    train(tmp_path, "again", 0.0)  # deletes the declared output first
-    assert (tmp_path / "made").read_text() == "orphan\n"
-    assert (tmp_path / "training.json").exists()
-
-
-def test_a_dead_orphan_is_replaced(tmp_path):
-    orphan = start(tmp_path, "orphan", 60.0)
-    wait_until((tmp_path / "made").exists)
-    os.kill(orphan.pid, signal.SIGKILL)
-    orphan.join()
-    train(tmp_path, "again", 0.0)
-    assert (tmp_path / "made").read_text() == "orphan\nagain\n"
-    assert "took over" in (tmp_path / "again.log").read_text()
-
-
-@pytest.mark.parametrize("content", ['{"recipe": {"seed": 2}}', "half a fi", "[]"])
-def test_a_result_of_another_recipe_or_a_damaged_one_is_made_again(tmp_path, content):
-    (tmp_path / "finished.json").write_text(content)
-    train(tmp_path, "first", 0.0)
-    assert json.loads((tmp_path / "finished.json").read_text())["recipe"] == RECIPE
-    assert (tmp_path / "made").exists()
+    other = threading.Thread(target=another_team)
+    other.start()
+    assert held.wait(20)
+    sidecar = tmp_path / "energy.json"
+    with part_job(
+        plan.kind,
+        plan.key,
+        "0",
+        rule="make",
+        receipt=str(artifact.receipt_path(0)),
+        config=values,
+        sidecar=sidecar,
+        log=tmp_path / "log",
+    ) as job:
+        assert job.adopted is None
+        until = time.process_time() + 0.1
+        while time.process_time() < until:
+            pass
+    other.join()
+    record = validate_sidecar(sidecar)
+    wait, make = record.phases or []
+    assert (wait.name, make.name) == ("wait", "make")
+    assert wait.end_s - wait.start_s + 0.1 >= WAIT_S
+    assert record.time.duration_s >= make.end_s - wait.start_s
+    assert wait.energy_j > 0
+    assert record.total.energy_j.value >= wait.energy_j + make.energy_j - 1e-6
+    for phase in (wait, make):
+        assert phase.shift_minus5pct_j is not None
+        assert phase.shift_plus5pct_j is not None

@@ -41,7 +41,7 @@ class Checkout:
         folder.mkdir(parents=True)
         shutil.copy(ROOT / "Snakefile", folder)
         shutil.copy(ROOT / "environment.yml", folder)
-        for name in ("rules", "workflow", "config", "local", "slurm"):
+        for name in ("rules", "workflow", "config", "profiles", "local", "slurm"):
             shutil.copytree(
                 ROOT / name,
                 folder / name,

@@ -2,11 +2,18 @@
 
 import json
 import os
+import random
+import re
 import shutil
 import time
 
 import polars as pl
+import pytest
 
+from angelshare.config import load_config
+from angelshare.data.tables import read_table, write_table
+from angelshare.grid import plan_study
+from angelshare.store.artifacts import ArtifactStore
 from tests.workflow.conftest import TEACHER_RULES, Checkout
 
 
@@ -147,3 +154,213 @@ def test_the_slurm_profile_plans_the_same_jobs(checkout):
     shutil.rmtree(checkout.folder / "results")
     local = checkout.planned("all_frontiers")
     assert checkout.planned("all_frontiers", profile="slurm") == local
+
+
+def in_the_store(checkout, kind):
+    """The folder of the one artifact of a kind."""
+    (folder,) = (checkout.folder / "artifacts" / kind).iterdir()
+    return folder
+
+
+def scramble(folder):
+    """Give every file under a folder a modification time of its own, past or to come."""
+    moments = random.Random(20)
+    for path in sorted(folder.rglob("*")):
+        then = time.time() + moments.uniform(-1e7, 1e7)
+        os.utime(path, (then, then))
+
+
+def test_swapped_hyperparameters_rerun_the_students_alone(checkout):
+    """The set of values stays the same, so only a recipe that names them can tell."""
+    training = checkout.config["training"]
+    optimizer = training["optimizer"]
+    swapped = {
+        "learning_rate": optimizer["adamw_learning_rate"],
+        "adamw_learning_rate": optimizer["learning_rate"],
+    }
+    checkout.configure(training=training | {"optimizer": optimizer | swapped})
+    planned = checkout.planned("all_frontiers")
+    assert teacher_jobs(planned) == {}
+    assert planned["train_student"] == planned["evaluate_student"] == 6
+
+
+def test_a_teacher_and_a_student_that_swap_roles_are_other_recipes(checkout, tmp_path):
+    """Two models that exist: who teaches whom is in the recipe, though the inputs are the same."""
+    models = sorted((checkout.folder / "results/students").glob("*/model"))[:2]
+
+    def assign(teacher, student):
+        checkout.configure(
+            teachers={"demo": {"model": str(teacher)}},
+            students={"tiny": {"init": {"model": str(student)}}},
+        )
+        edit_grid(checkout, "kd", seeds=[1])
+
+    assign(*models)
+    make_up(checkout)
+    assert teacher_jobs(checkout.planned("all_artifacts")) == {}
+    assign(*reversed(models))
+    planned = teacher_jobs(checkout.planned("all_artifacts"))
+    assert planned == {"capture_logits": 1, "generate_corpus": 2, "evaluate_teacher": 1, "seal": 3}
+    assign(*models)
+    assert teacher_jobs(checkout.planned("all_artifacts")) == {}
+
+
+def make_up(checkout):
+    """Put every artifact of the study into its store, with made-up content: enough to plan by."""
+    here = os.getcwd()
+    os.chdir(checkout.folder)
+    try:
+        config = load_config(checkout.config)
+        store = config.store.open()
+        for plan in plan_study(config).artifacts.values():
+            artifact = store.artifact(plan.kind, plan.key)
+            for part in range(plan.parts):
+                source = checkout.folder / "made-up"
+                source.write_text(f"{plan.key} {part}")
+                artifact.commit(part, {"made-up.parquet": source}, inputs={})
+                artifact.receipt_path(part).with_suffix(".energy.json").write_text("{}")
+            artifact.seal(plan.recipe, plan.parts)
+            (artifact.folder / "energy.json").write_text("{}")
+    finally:
+        os.chdir(here)
+
+
+def test_a_raised_stage_version_makes_that_stage_again_and_what_reads_it(checkout):
+    path = checkout.folder / "workflow/lib/angelshare/recipes.py"
+    text = path.read_text()
+    raised = re.sub(r'"logits": (\d+)', lambda m: f'"logits": {int(m.group(1)) + 1}', text)
+    assert raised != text
+    path.write_text(raised)
+    planned = checkout.planned("all_frontiers")
+    assert teacher_jobs(planned) == {"capture_logits": 1, "seal": 1}
+    assert planned["train_student"] == 2
+
+
+def test_scrambled_modification_times_rerun_nothing(checkout):
+    scramble(checkout.folder / "artifacts")
+    planned = checkout.planned("all_frontiers")
+    assert planned == {}
+    shutil.rmtree(checkout.folder / "results")
+    assert teacher_jobs(checkout.planned("all_frontiers")) == {}
+
+
+@pytest.mark.parametrize("profile", ["local", "slurm", None])
+def test_a_fresh_clone_plans_no_teacher_job_with_whatever_profile(checkout, tmp_path, profile):
+    """Its scripts are younger than every artifact, and it knows no metadata."""
+    clone = Checkout.fresh(tmp_path / "clone")
+    clone.configure(**checkout.config)
+    clone.configure(store={"root": str(checkout.folder / "artifacts"), "team": "theirs"})
+    scramble(checkout.folder / "artifacts")
+    planned = clone.planned("all_frontiers", profile=profile)
+    assert teacher_jobs(planned) == {}
+    assert planned["train_student"] == 6
+
+
+def test_without_a_profile_nothing_is_planned(checkout):
+    for path in (checkout.folder / "workflow/scripts").glob("*.py"):
+        path.write_text(path.read_text() + "\n# a remark\n")
+    assert checkout.planned("all_frontiers", profile=None) == {}
+
+
+@pytest.mark.parametrize("kind", ["dataset", "tokenizer", "model"])
+def test_a_whole_upstream_artifact_that_is_gone_costs_no_teacher_job(checkout, kind):
+    """What was made from it stays valid; it is made again where it is read, a teacher only where
+    something is to be made by it."""
+    folder = in_the_store(checkout, kind)
+    (folder / "manifest.json").unlink()
+    shutil.rmtree(folder / "parts")
+    made_again = {
+        "dataset": {"prepare_dataset": 1, "seal": 1},
+        "tokenizer": {"train_tokenizer": 1, "seal": 1},
+        "model": {},
+    }
+    assert teacher_jobs(checkout.planned("all_frontiers")) == made_again[kind]
+    edit_grid(checkout, "kd", alpha=[0.3])
+    assert teacher_jobs(checkout.planned("all_frontiers")) == made_again[kind]
+
+
+def test_a_layer_that_may_only_be_read_is_reused(checkout, tmp_path):
+    theirs = checkout.folder / "artifacts"
+    before = {path: path.lstat().st_mtime_ns for path in theirs.rglob("*")}
+    ours = Checkout.fresh(tmp_path / "ours")
+    ours.configure(**checkout.config)
+    ours.configure(store={"root": "artifacts", "layers": [str(theirs)], "team": "theirs"})
+    (block,) = (block for block in ours.config["grid"] if block["pipeline"] == "kd")
+    ours.configure(grid=[block | {"seeds": [1]}], training=short(ours))
+    for path in theirs.rglob("*"):
+        path.chmod(path.stat().st_mode & ~0o222)
+    assert teacher_jobs(ours.planned("all_frontiers")) == {}
+    ours.snakemake("all_frontiers")
+    assert {path: path.lstat().st_mtime_ns for path in theirs.rglob("*")} == before
+    ledger = pl.read_parquet(ours.folder / "results/accounting/artifacts.parquet")
+    assert dict(ledger.select("kind", "consumers").iter_rows())["logits"] == 3
+    assert list((ours.folder / "artifacts").glob("logits/*/consumers/*.json"))
+    assert list((ours.folder / "artifacts").glob("objects/*")) == []
+
+
+def short(checkout):
+    """Training that ends at once."""
+    return checkout.config["training"] | {"max_steps": 4, "warmup_steps": 1, "eval_every": 2}
+
+
+def test_a_changed_input_is_refused_repaired_and_its_dependants_made_again(checkout):
+    """A dataset that was collected and came back with other content, as a stage that is not
+    deterministic brings it: what was made from the former one is invalid, and says so."""
+    dataset = in_the_store(checkout, "dataset")
+    (part,) = (dataset / "parts").glob("?????.json")
+    store = ArtifactStore(checkout.folder / "artifacts")
+    artifact = store.artifact("dataset", dataset.name)
+    manifest = artifact.manifest()
+    (path,) = artifact.paths()
+    table = read_table(path)
+    other = checkout.folder / "other.parquet"
+    write_table(table.take(list(reversed(range(table.num_rows)))), other)
+    for gone in (artifact.manifest_path, part):
+        gone.unlink()
+    artifact.commit(0, {"data.parquet": other}, inputs={}, rows=table.num_rows)
+    artifact.seal(manifest.recipe, 1)
+
+    printed = checkout.run("angelshare", "verify", check=False)
+    logits = in_the_store(checkout, "logits").name
+    assert f"logits {logits}, part 0 (read by kd-tiny" in printed
+    assert "made from other content of its sequences" in printed
+    edit_grid(checkout, "kd", seeds=[9])
+    checkout.configure(training=short(checkout))
+    one_block(checkout, "kd")
+    printed = checkout.snakemake("all_frontiers", check=False)
+    assert "angelshare verify --repair" in printed
+    checkout.run("angelshare", "verify", "--repair")
+    assert teacher_jobs(checkout.planned("all_artifacts")) == {
+        "capture_logits": 1,
+        "evaluate_teacher": 1,
+        "seal": 2,
+    }
+    checkout.snakemake("all_frontiers")
+    assert "are whole" in checkout.run("angelshare", "verify")
+
+
+def one_block(checkout, pipeline):
+    """Leave only the grid blocks of one pipeline."""
+    grid = [block for block in checkout.config["grid"] if block["pipeline"] == pipeline]
+    checkout.configure(grid=grid)
+
+
+def test_a_teacher_whose_licence_restricts_its_outputs_warns_everywhere(checkout):
+    teacher = checkout.config["teachers"]["demo"]
+    restricted = teacher | {"license": "LicenseRef-Acme", "outputs_restricted": True}
+    checkout.configure(teachers={"demo": restricted})
+    assert checkout.planned("all_frontiers") == {}
+    one_block(checkout, "kd")
+    path = in_the_store(checkout, "logits") / "parts/00000.json"
+    path.unlink()
+    printed = checkout.snakemake("all_frontiers")
+    model = in_the_store(checkout, "model").name[:12]
+    warning = f"the licence of model/{model} restricts training on its outputs"
+    assert warning in printed
+    sidecar = json.loads(path.with_suffix(".energy.json").read_text())
+    assert [w["code"] for w in sidecar["warnings"]].count("licence") == 1
+    assert warning in checkout.run("angelshare", "show", path.parent.parent.name)
+    assert "licence restricts training on it" in checkout.run("angelshare", "ls")
+    assert warning in (checkout.folder / "logs/account.log").read_text()
+    assert warning in (checkout.folder / "results/report.html").read_text()
+    assert warning in checkout.run("angelshare", "plan")

@@ -113,5 +113,7 @@ def test_the_findings_are_three_lines(finished):
 
 def test_the_store_is_whole_and_listed(finished):
     assert "are whole" in finished.run("angelshare", "verify")
+    suffixes = {path.suffix for path in finished.folder.glob("artifacts/objects/*/*")}
+    assert suffixes == {".parquet", ".json", ".safetensors"}
     listed = finished.run("angelshare", "ls")
     assert {"dataset", "tokenizer", "model", "logits", "corpus", "scores"} <= set(listed.split())

@@ -12,7 +12,7 @@ def main(job: PartJob) -> None:
     context = job.context
     rows = job.slice(context.rows(job.plan.inputs["sequences"], job.plan.recipe["splits"]))
     path = context.scratch / "logits.parquet"
-    with context.teacher(job.plan) as (model, revision):
+    with context.teacher(job.plan) as (model, options):
         stats = capture_logits(
             model,
             rows,
@@ -20,7 +20,7 @@ def main(job: PartJob) -> None:
             path,
             progress=context.report,
             count=context.window.count,
-            revision=revision,
+            **options,
         )
     job.commit({path.name: path}, rows=stats.sequences, tokens=stats.targets)
 

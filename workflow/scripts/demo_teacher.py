@@ -10,11 +10,14 @@ def main(job: PartJob) -> None:
     """Train the teacher of the recipe and commit its model folder."""
     # Imported inside the window: loading torch costs energy too.
     from angelshare.teacher.demo import train_demo_teacher
+    from angelshare.teacher.models import load_tokenizer
 
     context = job.context
     out = context.scratch / "model"
     teacher = context.config.teachers[job.plan.name]
     with context.folder(job.plan.inputs["tokenizer"]) as tokenizer:
+        context.making.tokenizer(load_tokenizer(tokenizer))
+        context.making.device()
         train_demo_teacher(
             teacher.demo,
             context.config.datasets[teacher.dataset],

@@ -37,7 +37,9 @@ def evaluate(context: JobContext, model: Path) -> list[dict[str, Any]]:
         context.rows(run.inputs["dataset"], ["test"]),
         context.report,
         context.window.count,
+        phase=context.window.phase,
     )
+    context.checks.join()
     if run.distilled:
         context.record_consumer(run, [run.scores], sum(score.samples for score in scores))
     return [score.to_json() for score in scores]

@@ -11,14 +11,15 @@ def main(job: PartJob) -> None:
     from angelshare.evaluation.harness import evaluate_model
 
     context = job.context
-    with context.teacher(job.plan) as (model, revision):
+    with context.teacher(job.plan) as (model, options):
         scores = evaluate_model(
             model,
             context.config.evaluation,
             context.rows(job.plan.inputs["dataset"], ["test"]),
             context.report,
             context.window.count,
-            revision=revision,
+            phase=context.window.phase,
+            **options,
         )
     path = context.scratch / "scores.json"
     publish_json(path, [score.to_json() for score in scores])

@@ -15,12 +15,21 @@ with job(
     # Imported inside the window: loading the drawing library costs energy too.
     from angelshare.accounting.findings import headlines
     from angelshare.accounting.tables import read_tables
+    from angelshare.gather import outdated
+    from angelshare.provenance import licence_warnings
     from angelshare.report.figures import write_figures
     from angelshare.report.html import write_report
 
     tables = read_tables(Path(snakemake.input.tables[0]).parent)
     write_figures(tables, Path(snakemake.output.figures[0]).parent)
-    facts = {"Team": context.config.store.team_id(), "Store": context.config.store.root}
+    team = context.config.store.team_id()
+    facts = {"Team": team, "Store": context.config.store.root}
+    warnings = [
+        *licence_warnings(context.config, context.study),
+        *outdated(context.study, context.store, team),
+    ]
+    if warnings:
+        facts["Warnings"] = "; ".join(warnings)
     write_report(tables, Path(snakemake.output.report), facts=facts)
     lines = "".join(f"{line}\n" for line in headlines(tables))
     publish_bytes(Path(snakemake.output.findings), lines.encode())

@@ -12,7 +12,7 @@ def main(job: PartJob) -> None:
     context = job.context
     rows = job.slice(context.rows(job.plan.inputs["sequences"], job.plan.recipe["splits"]))
     path = context.scratch / "corpus.parquet"
-    with context.teacher(job.plan) as (model, revision):
+    with context.teacher(job.plan) as (model, options):
         stats = generate_corpus(
             model,
             rows,
@@ -21,7 +21,7 @@ def main(job: PartJob) -> None:
             progress=context.report,
             count=context.window.count,
             journal=job.journal(),
-            revision=revision,
+            **options,
         )
     job.commit({path.name: path}, rows=stats.sequences, tokens=stats.generated_tokens)
 

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import unpack
-from angelshare.energy.prerun import idle_baseline, machine_snapshot
+from angelshare.energy.prerun import look_at_machine, machine_snapshot
 from angelshare.files import publish_json
 from angelshare.jobs import job
+from angelshare.planning.calibration import calibrate
 
 IDLE_S = 3.0
 
@@ -15,10 +16,9 @@ with job(
     attempts=unpack.attempts(snakemake),
     **unpack.common(snakemake),
 ) as context:
-    found = {**machine_snapshot(), **idle_baseline(IDLE_S, context.config.energy)}
-    if any(device["component"].startswith("gpu") for device in found["devices"]):
-        # A CUDA context alone draws power: jobs are compared with the idle state they sit in.
-        found["with_context"] = idle_baseline(IDLE_S, context.config.energy, "context_open")
+    found = {**machine_snapshot(), **look_at_machine(IDLE_S, context.config.energy)}
+    # After the idle measurements: a few seconds of work, for the plans of later runs.
+    found["calibration"] = calibrate(context.config)
     for line in found["verdict"]:
         context.report.say(line)
     publish_json(Path(snakemake.output.machine), found)

@@ -13,6 +13,7 @@ def main(job: PartJob) -> None:
     settings = config.tokenizers[job.plan.name]
     tokenizer = problem_tokenizer(settings, config.datasets[settings.dataset])
     save_tokenizer(tokenizer, job.context.scratch)
+    job.context.making.tokenizer(tokenizer)
     job.commit(
         {path.name: path for path in sorted(job.context.scratch.iterdir())},
         rows=len(tokenizer),

@@ -137,3 +137,13 @@ def test_a_copied_record_is_not_charged_twice(tmp_path: Path) -> None:
     sources = [AttemptSource(write(tmp_path / name, record), name) for name in ("r", "s")]
     with pytest.raises(AngelshareError, match="attempt a stands in two records"):
         load_attempts(sources)
+
+
+def test_the_largest_shift_of_a_phase_is_told(tmp_path: Path) -> None:
+    record = sidecar("a", "evaluate", 100.0)
+    record["phases"] = [
+        {"name": "load", "shift_minus5pct_j": -7.0, "shift_plus5pct_j": 3.0},
+        {"name": "train", "shift_minus5pct_j": 2.0, "shift_plus5pct_j": None},
+    ]
+    attempts, _ = load_attempts([AttemptSource(write(tmp_path, record), "r")])
+    assert attempts["shift_5pct_j"].to_list() == [7.0]

@@ -127,7 +127,7 @@ HEADER = "run,pipeline,student,dataset,seed,stage,artifact,energy_kwh,tokens\n"
             HEADER
             + "a,kd,1B,d,0,student_train,,1,\na,kd,1B,d,0,teacher_logits,x,2,\n"
             + "b,kd,1B,d,1,student_train,,1,\nb,kd,1B,d,1,teacher_logits,x,3,\n",
-            r"lines 3 and 5 give artifact x different energies \(2 and 3 kWh\)",
+            r"line 3, and .*line 5, give artifact x different energies \(2 and 3 kWh\)",
         ),
         (
             HEADER + "a,kd,1B,d,0,student_train,,1,\na,kd,1B,d,0,teacher_logits,x,,\n",

@@ -23,7 +23,7 @@ from standins import Nvml, build
 
 from angelshare.energy import EnergySettings, Job, window
 from angelshare.energy.attempts import validate_sidecar
-from angelshare.energy.closing import compute
+from angelshare.energy.computing import compute
 from angelshare.energy.sidecar import Record
 from angelshare.energy.trace import read_parquet
 

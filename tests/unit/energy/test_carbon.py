@@ -79,12 +79,12 @@ def test_what_the_series_does_not_cover_is_estimated(tmp_path: Path) -> None:
 @given(rates=st.lists(st.floats(0, 1000), min_size=2, max_size=2), cut=st.floats(0.01, 0.99))
 def test_cutting_the_time_never_changes_a_constant_grid(rates: list[float], cut: float) -> None:
     middle = START_S + cut * 7200
-    rows: list[dict[str, Any]] = [
-        {"start_s": START_S, "end_s": middle, "g_per_kwh": rates[0]},
-        {"start_s": middle, "end_s": START_S + 7200, "g_per_kwh": rates[0]},
-    ]
     source = {"source": "x", "dataset_version": "1"}
-    plan = {**plan_carbon(BY_HAND), "series": rows, "series_source": source}
+    rows: list[dict[str, Any]] = [
+        {"start_s": START_S, "end_s": middle, "g_per_kwh": rates[0], **source},
+        {"start_s": middle, "end_s": START_S + 7200, "g_per_kwh": rates[0], **source},
+    ]
+    plan = {**plan_carbon(BY_HAND), "series": rows}
     carbon = carbon_of(plan, KWH, BOUNDS, even)
     assert carbon.co2e_g is not None
     assert carbon.co2e_g.value == pytest.approx(rates[0] * 1.25)
@@ -126,13 +126,36 @@ def test_unknown_places_are_refused() -> None:
         plan_carbon(CarbonSettings(country_iso="DEU", region="bavaria"))
 
 
+PRICED = BY_HAND.model_copy(update={"price_per_kwh": 0.3, "price_source": "a contract"})
+
+
 def test_cost_includes_the_building() -> None:
-    settings = BY_HAND.model_copy(update={"price_per_kwh": 0.3, "price_source": "a contract"})
-    cost = cost_of(plan_carbon(settings), KWH)
+    cost = cost_of(plan_carbon(PRICED), KWH, BOUNDS, even)
     assert cost is not None
     assert cost.amount.value == pytest.approx(0.375)
     assert cost.price.unit == "EUR/kWh"
-    assert cost_of(plan_carbon(BY_HAND), KWH) is None
+    assert cost.tariffs is None
+    assert cost_of(plan_carbon(BY_HAND), KWH, BOUNDS, even) is None
+
+
+def test_a_price_that_changes_is_paid_when_the_energy_is_used(tmp_path: Path) -> None:
+    path = tmp_path / "price.csv"
+    rows = ["2026-01-01T00:00:00Z,2026-01-01T00:30:00Z,-0.1", HOURS[1].rpartition(",")[0] + ",0.5"]
+    path.write_text("\n".join(["start_utc,end_utc,price_per_kwh", *rows]) + "\n")
+    plan = plan_carbon(PRICED.model_copy(update={"price_csv": path}), START_S)
+    cost = cost_of(plan, KWH, BOUNDS, even)
+    assert cost is not None
+    # A quarter at -0.1, a quarter that no row covers at 0.3, half at 0.5; the building's 25 %.
+    assert cost.price.value == pytest.approx(-0.025 + 0.075 + 0.25)
+    assert cost.amount.value == pytest.approx(1.25 * 0.3)
+    assert [tariff.estimated for tariff in cost.tariffs or []] == [False, True, False]
+    assert (cost.tariffs or [])[1].dataset_version is None
+    assert str((cost.tariffs or [])[0].dataset_version).startswith("sha256:")
+    path.write_text("start_utc,end_utc,price_per_kwh\n2026-01-01,2026-01-02,nan\n")
+    with pytest.raises(AngelshareError, match=r"carbon\.price_csv.*line 2"):
+        plan_carbon(PRICED.model_copy(update={"price_csv": path}))
+    with pytest.raises(ValidationError, match="price_csv needs price_per_kwh"):
+        CarbonSettings(price_csv=path)
 
 
 @pytest.mark.parametrize("figure", [{"grid_g_per_kwh": 5}, {"price_per_kwh": 5}, {"pue": 0.9}])

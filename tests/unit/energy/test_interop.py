@@ -1,4 +1,4 @@
-"""Any command, codecarbon's file, ranks and Slurm's own figures."""
+"""Any command, codecarbon's file, and Slurm's own figures."""
 
 from __future__ import annotations
 
@@ -12,14 +12,10 @@ from pathlib import Path
 import pytest
 
 from angelshare.energy import CarbonSettings, EnergySettings, Job, window
-from angelshare.energy.attempts import read_attempts, validate_sidecar
+from angelshare.energy.attempts import every_record, read_attempts, validate_sidecar
 from angelshare.energy.command import CommandFailed, meter
 from angelshare.energy.export import write_emissions
-from angelshare.energy.measures import Component, Device, Interval
-from angelshare.energy.ranks import merge_ranks
-from angelshare.energy.sidecar import Record
-from angelshare.energy.slurm import reconcile, slurm_energies
-from angelshare.energy.totals import total_of
+from angelshare.energy.slurm import ask_slurm, slurm_energies
 from angelshare.errors import AngelshareError
 
 JobMaker = Callable[..., Job]
@@ -66,84 +62,64 @@ def test_codecarbons_columns(job: JobMaker, settings: EnergySettings, tmp_path: 
     assert (row["country_iso_code"], row["pue"]) == ("FRA", "1.5")
 
 
-@pytest.fixture
-def base(job: JobMaker) -> Record:
-    one = job()
-    with window(one, EnergySettings(cpu="none", dram="none")):
-        pass
-    return validate_sidecar(one.sidecar)
+def test_every_attempt_is_exported_once(
+    job: JobMaker, settings: EnergySettings, tmp_path: Path
+) -> None:
+    one = job(sidecar=tmp_path / "made" / "energy.json", attempts=tmp_path / "made" / "attempts")
+    with pytest.raises(ZeroDivisionError), window(one, settings):
+        _ = 1 / 0
+    with window(one, settings):
+        time.sleep(0.05)
+    names = [attempt.record.id for attempt in read_attempts(one.attempts)]
+    assert len(names) == 2
+    assert [record.record.id for record in every_record([tmp_path])] == names
+    assert [record.record.id for record in every_record([one.attempts])] == names
+    ranks = one.attempts / "x.ranks" / "0.attempts"
+    ranks.mkdir(parents=True)
+    (ranks / "0.json").write_text("is never read")
+    assert len(every_record([tmp_path])) == 2
 
 
-def rank_of(base: Record, rank: int, host: str, parts: list[Component]) -> Record:
-    record = base.model_copy(deep=True)
-    record.run.rank, record.run.host = rank, host
-    record.components = parts
-    record.total = total_of(parts)
-    return record
-
-
-def gpu(uuid: str, joules: float, index: int = 0) -> Component:
-    return Component(
-        id=f"gpu{index}",
-        kind="gpu",
-        device=Device(uuid=uuid),
-        quality="measured",
-        method="nvml_counter",
-        attribution="whole_device",
-        energy_j=joules,
-        u95_j=1.0,
-    )
-
-
-def cpu(joules: float) -> Component:
-    return Component(
-        id="cpu0",
-        kind="cpu_package",
-        quality="estimated",
-        method="load_model",
-        attribution="cpu_time_share",
-        energy_j=joules,
-        u95_j=joules / 2,
-    )
-
-
-def test_ranks_count_no_device_twice(base: Record) -> None:
-    long = rank_of(base, 0, "n1", [gpu("GPU-a", 110.0), cpu(10.0)])
-    long.time.duration_s = 11.0
-    same = rank_of(base, 1, "n1", [gpu("GPU-a", 100.0), gpu("GPU-b", 50.0, 1), cpu(5.0)])
-    same.time.duration_s = 10.0
-    other = rank_of(base, 2, "n2", [gpu("GPU-a2", 70.0), cpu(2.0)])
-    merged = merge_ranks([same, long, other])
-    # GPU-a once (the longer look), GPU-b, the other node's GPU, and three shares of CPUs.
-    assert merged.total.energy_j.value == pytest.approx(110 + 50 + 70 + 10 + 5 + 2)
-    assert merged.run.world == 3
-    assert "ranks_overlap" in {one.code for one in merged.warnings or []}
-    assert len({part.id for part in merged.components}) == 6
-    stranger = other.model_copy(deep=True)
-    stranger.record.rule = "another"
-    with pytest.raises(AngelshareError, match="cannot be merged"):
-        merge_ranks([same, stranger])
-
-
-SACCT = """JobIDRaw|State|ElapsedRaw|ConsumedEnergyRaw|Restarts
-17|PREEMPTED|60|0|0
-17.batch|CANCELLED|60|6000|0
-17|COMPLETED|100|20000|1
-17.batch|COMPLETED|100|19000|1
-18|COMPLETED|10|18446744073709551614|0
+SACCT = """Cluster|JobIDRaw|State|ElapsedRaw|ConsumedEnergyRaw|Restarts
+north|17|PREEMPTED|60|0|0
+north|17.batch|CANCELLED|60|6000|0
+north|17|COMPLETED|100|20000|1
+north|17.batch|COMPLETED|100|19000|1
+north|18|COMPLETED|10|18446744073709551614|0
 """
+KNOWN = {("north", "17", 0): 6000.0, ("north", "17", 1): 20000.0, ("north", "18", 0): None}
 
 
 def test_slurms_figures_by_job_and_restart() -> None:
-    assert slurm_energies(SACCT) == {("17", 0): 6000.0, ("17", 1): 20000.0, ("18", 0): None}
+    assert slurm_energies(SACCT) == KNOWN
+    old = "\n".join(line.rpartition("|")[0] for line in SACCT.splitlines())
+    assert slurm_energies(old) == KNOWN, "without the column, restarts are counted"
 
 
-def test_reconciliation(base: Record) -> None:
-    record = base.model_copy(deep=True)
-    record.run.slurm = {"job_id": "17", "restart_count": 1}
-    record.total.energy_j = Interval(value=18000.0, low=17000.0, high=19000.0)
-    unknown = record.model_copy(deep=True)
-    unknown.run.slurm = {"job_id": "18"}
-    first, second = reconcile([base, record, unknown], SACCT)
-    assert (first["slurm_energy_j"], first["ratio"]) == (20000.0, 0.9)
-    assert (second["slurm_energy_j"], second["ratio"]) == (None, None)
+def sacct(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> Path:
+    """A `sacct` on the PATH; the file to which it writes what it was asked."""
+    tool, asked = folder / "bin" / "sacct", folder / "asked"
+    tool.parent.mkdir()
+    tool.write_text(f'#!/bin/sh\necho "$@" >> {asked}\n{body}\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
+    return asked
+
+
+def test_slurm_is_asked_for_the_jobs_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = sacct(tmp_path, monkeypatch, f"cat <<'EOF'\n{SACCT}EOF")
+    assert ask_slurm([("north", "17", 1), ("south", "18", 0)]) == {("north", "17", 1): 20000.0}
+    assert asked.read_text().split()[-2:] == ["-j", "17,18"]
+    assert ask_slurm([]) == {}
+
+
+def test_an_old_or_broken_sacct_breaks_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuses = 'case "$*" in *Restarts*) exit 1;; esac\n'
+    plain = "\n".join(line.rpartition("|")[0] for line in SACCT.splitlines())
+    asked = sacct(tmp_path, monkeypatch, f"{refuses}cat <<'EOF'\n{plain}\nEOF")
+    assert ask_slurm([("north", "17", 0)]) == {("north", "17", 0): 6000.0}
+    assert len(asked.read_text().splitlines()) == 2
+    (tmp_path / "bin" / "sacct").write_text("#!/bin/sh\nexit 3\n")
+    assert ask_slurm([("north", "17", 0)]) == {}

@@ -60,3 +60,15 @@ def test_one_table_says_what_to_trust() -> None:
     assert head.split() == list(table[0])
     assert first.index("measured") == head.index("trust")
     assert "no device" in verdict([])[0]
+
+
+def test_both_idle_states_stand_in_one_table() -> None:
+    gpu = {"component": "gpu0", "device": "H100", "quality": "measured", "meter": "nvml_counter"}
+    gpu |= {"idle_w": 70.0, "tick_ms": 100.0, "agreement_rel": 0.003, "agreement_ok": True}
+    cpu = {**gpu, "component": "cpu0", "idle_w": None, "quality": "estimated"}
+    table = trust_table([gpu, cpu], [{**gpu, "idle_w": 118.4}, cpu])
+    assert [(row["idle"], row["with context"]) for row in table] == [
+        ("70.0 W", "118.4 W"),
+        ("", ""),
+    ]
+    assert "118.4 W" in verdict([gpu, cpu], [{**gpu, "idle_w": 118.4}, cpu])[1]

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from standins import Nvml
 
 from angelshare.energy import EnergySettings, Job, window
 from angelshare.energy.attempts import validate_sidecar
-from angelshare.energy.closing import compute
+from angelshare.energy.computing import compute
 from angelshare.energy.measures import Component
-from angelshare.energy.prerun import idle_baseline
+from angelshare.energy.prerun import idle_baseline, look_at_machine
 from angelshare.energy.sidecar import Record
 from angelshare.energy.trace import read_parquet
 
@@ -164,16 +166,47 @@ def test_prerun_measures_idle_and_tick(nvml: Nvml) -> None:
     assert row["agreement_ok"] is None, "half a second is too short to compare"
 
 
+def test_prerun_tells_idle_with_and_without_a_context(
+    nvml: Nvml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stand-in draws 70 W; a module in torch's place stands for a context."""
+    nvml.play("tick 0.05", "gpu GPU-0 H100", "seg 1 70 70")
+    (tmp_path / "torch.py").write_text(
+        "zeros = print\nclass cuda:\n    device_count = staticmethod(lambda: 0)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    found = look_at_machine(0.3, GPUS)
+    assert found["baseline"]["state"] == "no_context"
+    assert found["with_context"]["baseline"]["state"] == "context_open"
+    row = found["table"][0]
+    assert row["component"] == "gpu0"
+    for column in ("idle", "with context"):
+        assert float(row[column].removesuffix(" W")) == pytest.approx(70, rel=0.1)
+
+
 def test_telemetry_is_in_the_trace(nvml: Nvml, job: JobMaker) -> None:
     nvml.play("gpu GPU-0 H100", "seg 1 300 300")
     one = job()
     with window(one, GPUS) as opened, opened.phase("train"):
-        time.sleep(0.2)
+        until = time.process_time() + 0.5
+        while time.process_time() < until:
+            pass
     record = validate_sidecar(one.sidecar)
-    columns = set(record.trace.columns or [])
-    for name in ("util_percent", "memory_bytes", "temperature_c", "sm_mhz", "throttle"):
-        assert f"gpu0_{name}" in columns
-    assert {"cpu_s", "busy_s", "rss_bytes", "used_bytes", "phase"} <= columns
+    table = pq.read_table(one.sidecar.parent / record.trace.path)
+    assert table.column_names == record.trace.columns
+    last = {name: table.column(name)[-2].as_py() for name in table.column_names}
+    # What the stand-in plays back.
+    powers = last["gpu0_average_mw"], last["gpu0_instant_mw"]
+    assert powers == pytest.approx((300_000, 300_000), abs=2)
+    assert (last["gpu0_util_percent"], last["gpu0_memory_bytes"]) == (50, 20 * 2**30)
+    assert (last["gpu0_temperature_c"], last["gpu0_throttle"]) == (55, 4)
+    assert (last["gpu0_sm_mhz"], last["gpu0_memory_mhz"]) == (1980, 2619)
+    assert last["used_bytes"] > last["rss_bytes"] > 2**20
+    job_cpu = [one for one in table.column("job_cpu_percent").to_pylist() if one is not None]
+    busy = [one for one in table.column("busy_cpu_percent").to_pylist() if one is not None]
+    assert max(job_cpu) > 40
+    assert max(busy) > 40
+    assert "train" in table.column("phase").to_pylist()
 
 
 def test_nested_windows_on_one_gpu_are_said(nvml: Nvml, job: JobMaker, tmp_path: Path) -> None:

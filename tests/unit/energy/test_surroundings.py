@@ -13,7 +13,7 @@ import pytest
 
 from angelshare.energy import EnergySettings, Job, window
 from angelshare.energy.attempts import read_attempts, validate_sidecar
-from angelshare.energy.closing import compute
+from angelshare.energy.computing import compute
 from angelshare.energy.trace import read_parquet
 
 JobMaker = Callable[..., Job]

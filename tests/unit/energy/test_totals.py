@@ -164,3 +164,14 @@ def test_a_bill_loses_nothing(attempts: list[tuple[str, float]]) -> None:
     assert bill.energy_j == pytest.approx(sum(joules for _, joules in attempts))
     useful = sum(joules for status, joules in attempts if status == "ok")
     assert bill.wasted_j + useful == pytest.approx(bill.energy_j)
+
+
+def test_a_phase_of_every_batch_is_one() -> None:
+    trace = window_of(
+        *(("begin", "p", 0.0), ("end", "p", 1.0), ("begin", "d", 1.0), ("end", "d", 3.0)),
+        *(("begin", "p", 3.0), ("end", "p", 5.0), ("begin", "d", 5.0), ("end", "d", 6.0)),
+    )
+    prefill, decode = phases_of(trace, [stepped()])
+    # 100 W until 4 s, 300 W after.
+    assert (prefill.name, prefill.times, prefill.start_s, prefill.end_s) == ("p", 2, 0.0, 5.0)
+    assert (prefill.energy_j, decode.energy_j) == pytest.approx((500.0, 500.0))

@@ -16,8 +16,8 @@ import jsonschema
 import pytest
 
 from angelshare.energy import CarbonSettings, EnergySettings, Job, window
-from angelshare.energy.attempts import read_attempts, validate_sidecar
-from angelshare.energy.closing import compute
+from angelshare.energy.attempts import STALE_S, close_dead, read_attempts, validate_sidecar
+from angelshare.energy.computing import compute
 from angelshare.energy.probes.process_tree import start_ticks
 from angelshare.energy.sidecar import Record, json_schema
 from angelshare.energy.trace import read_parquet
@@ -334,3 +334,26 @@ def test_an_attempt_without_a_trace_is_said_to_be_unknown(tmp_path: Path) -> Non
     (record,) = read_attempts(tmp_path / "attempts")
     assert (record.record.status, record.record.complete) == ("killed", False)
     assert [warning.code for warning in record.warnings or []] == ["no_trace"]
+
+
+def test_a_lost_node_is_closed_by_the_next_reader(tmp_path: Path) -> None:
+    """Whether a process of another host lives cannot be told: its trace stopped growing."""
+    process = started(tmp_path)
+    time.sleep(0.3)
+    kill_both(process)
+    (path,) = (tmp_path / "attempts").glob("*.json")
+    (trace,) = (tmp_path / "attempts").glob("*.trace.jsonl")
+    text = trace.read_text()
+    host = json.loads(path.read_text())["run"]["host"]
+    for file in (path, trace):
+        file.write_text(file.read_text().replace(f'"host": "{host}"', '"host": "a-lost-node"'))
+    assert text != trace.read_text()
+    (record,) = read_attempts(tmp_path / "attempts")
+    assert record.record.status == "running", "it wrote a moment ago"
+    for file in (path, trace):
+        os.utime(file, (time.time() - STALE_S - 1,) * 2)
+    close_dead(tmp_path / "attempts")
+    record = Record.model_validate(json.loads(path.read_text()))
+    assert (record.record.status, record.record.closed_by) == ("killed", "sweeper")
+    assert cpu_of(record) > 0
+    assert record.run.host == "a-lost-node"

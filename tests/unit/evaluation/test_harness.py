@@ -7,7 +7,8 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -184,3 +185,21 @@ def test_unknown_tasks_and_missing_problems_are_named(
 def test_prompts_are_never_cut(model_folder: Path, test_split: pa.Table) -> None:
     with pytest.raises(AngelshareError, match=r"a prompt has \d+ tokens, .* room for 8 before"):
         evaluate(model_folder, test_split, max_gen_toks=120)
+
+
+def test_prefill_and_decoding_are_marked_batch_by_batch(
+    model_folder: Path, test_split: pa.Table
+) -> None:
+    events: list[str] = []
+
+    @contextmanager
+    def phase(name: str) -> Iterator[None]:
+        events.append(f"+{name}")
+        yield
+        events.append(f"-{name}")
+
+    settings = EvaluationSettings.model_validate({"batch_size": 10, "max_gen_toks": 8})
+    evaluate_model(
+        model_folder, settings, test_split, lambda *_: None, lambda **_: None, phase=phase
+    )
+    assert events == ["+prefill", "-prefill", "+decode", "-decode"] * (PROBLEMS // 10)

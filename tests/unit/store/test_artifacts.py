@@ -8,6 +8,7 @@ from angelshare.files import TEMPORARY_PREFIX
 from angelshare.recipes import make_recipe, recipe_key
 from angelshare.store.artifacts import ArtifactStore, StoredFile
 from angelshare.store.consumers import Consumer, consumer_id
+from angelshare.store.records import Receipt
 from angelshare.store.verify import leftovers, repair, verify
 
 RECIPE = make_recipe("corpus", inputs={}, decoding={"seed": 1})
@@ -149,6 +150,28 @@ def test_a_link_out_of_the_store_is_no_object(store, tmp_path, damage):
 def test_names_that_are_no_plain_names_are_refused(name):
     with pytest.raises(ValueError, match="name"):
         StoredFile(name=name, sha256="0" * 64, bytes=1)
+
+
+@pytest.mark.parametrize("name", ["model.bin", "x.pkl", "x.pt", "modeling.py", "x", "x.json.gz"])
+def test_formats_whose_reading_may_run_code_are_no_part_of_a_store(store, tmp_path, name):
+    with pytest.raises(ValueError, match="name"):
+        StoredFile(name=name, sha256="0" * 64, bytes=1)
+    source = tmp_path / "source"
+    source.write_text("x")
+    artifact = store.artifact("corpus", recipe_key("corpus", RECIPE))
+    with pytest.raises(ValueError, match="pattern"):
+        artifact.commit(0, {name: source}, inputs={})
+    assert not store.root.exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "key"), [("../../etc", "passwd"), ("corpus", "../x"), ("a/b", "0"), ("corpus", "")]
+)
+def test_what_names_an_input_never_leads_out_of_the_store(store, kind, key):
+    with pytest.raises(AngelshareError, match="are not the kind and key"):
+        store.artifact(kind, key)
+    with pytest.raises(ValueError, match="input_keys"):
+        Receipt(kind="logits", key="0", part=0, files=[], input_keys={"teacher": f"{kind}/{key}"})
 
 
 @pytest.mark.parametrize("suffix", ["parquet/../../x", "PARQUET", "", "x" * 17, "a\n"])

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -23,7 +24,9 @@ from angelshare.student.settings import (
     TrainingSettings,
 )
 from angelshare.student.train import TrainRequest
-from angelshare.teacher.cache import CachedTargets, CacheInfo, write_cache
+from angelshare.teacher.cache import CacheInfo, write_cache
+from angelshare.teacher.codecs.rows import CachedTargets
+from angelshare.teacher.codecs.topk_tail import TopkTail
 from angelshare.teacher.models import load_tokenizer
 
 GRID = (1.0, 2.0, 4.0)
@@ -76,19 +79,23 @@ def write_cache_of(
         ]
         values, ids = relative.topk(KEPT, dim=-1)
         partitions = torch.stack([(relative / t).logsumexp(-1) for t in GRID], -1)
+        rest = relative.scatter(-1, ids, -torch.inf)
+        tails = torch.stack([(rest / t).logsumexp(-1) for t in GRID], -1)
         cached.append(
             CachedTargets(
                 id=row.id,
                 tokens_sha256=row.encoded.sha256,
-                token_ids=ids.int().numpy(),
-                logits=values.float().numpy(),
+                kept=np.full(len(ids), KEPT, np.int32),
+                token_ids=ids.int().numpy().ravel(),
+                logits=values.float().numpy().ravel(),
                 log_partition=partitions.float().numpy(),
+                log_tail=tails.float().numpy(),
                 gold_logprob=relative.gather(-1, torch.tensor(gold)[:, None])[:, 0].float().numpy(),
                 entropy=-(relative.exp() * relative).sum(-1).float().numpy(),
             )
         )
     info = CacheInfo(
-        k=KEPT,
+        codec=TopkTail(top_k=KEPT, top_p=1.0),
         temperatures=GRID,
         vocab_size=relative.shape[-1],
         tokenizer_sha256=tokenizer_digest(load_tokenizer(tokenizer)),

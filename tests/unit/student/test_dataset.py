@@ -1,24 +1,31 @@
 """Encoded rows, their alignment with the cache, and the batches made of them."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from angelshare.data.sequences import Encoded
 from angelshare.data.tables import in_splits
+from angelshare.data.tokenizer import tokenizer_digest
 from angelshare.errors import AngelshareError
 from angelshare.student.dataset import (
     DistilledDataset,
     EncodedDataset,
     Example,
+    TeacherTargets,
     collator,
 )
 from angelshare.student.losses import IGNORED
 from angelshare.student.models import make_student
 from angelshare.student.settings import ScratchStudent
-from angelshare.teacher.cache import LogitCache
+from angelshare.teacher.cache import CacheInfo, LogitCache, write_cache
+from angelshare.teacher.codecs.rows import CachedTargets
+from angelshare.teacher.codecs.rskd import Rskd
 from angelshare.teacher.models import load_tokenizer
 
 from .conftest import GRID, MAX_LENGTH, encoded_rows, position_logits, write_cache_of
@@ -65,10 +72,77 @@ def test_teacher_targets_follow_the_rows_of_the_batch(
     exact = torch.cat([position_logits(teacher, dataset.rows[i]) for i in (7, 2)]).double()
     relative = exact.log_softmax(-1)
     assert batch["teacher_ids"].tolist() == relative.topk(8, dim=-1).indices.tolist()
+    assert batch["teacher_tail"] is True
     expected = (exact / 2.0).log_softmax(-1).gather(-1, batch["teacher_ids"])
     found = batch["teacher_logits"] / 2.0 - batch["teacher_log_partition"][:, None]
-    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)
+    rounding = 2 * 2.0**-11 * relative.abs().max().item()
+    torch.testing.assert_close(found.double(), expected, atol=rounding, rtol=0)
     assert (batch["labels"][:, 1:] != IGNORED).sum() == len(batch["teacher_ids"])
+
+
+def test_positions_of_different_width_are_padded_by_hand() -> None:
+    def targets(kept: list[int], ids: list[int], tail: bool) -> TeacherTargets:
+        return TeacherTargets(
+            kept=np.array(kept, np.int32),
+            token_ids=np.array(ids, np.int32),
+            logits=-np.arange(1, len(ids) + 1, dtype=np.float32),
+            log_partition=np.arange(len(kept), dtype=np.float32),
+            tail=tail,
+        )
+
+    two = Encoded(input_ids=[5, 6, 7], targets=[False, True, True], sha256=b"")
+    one = Encoded(input_ids=[5, 6], targets=[False, True], sha256=b"")
+    for tail in (True, False):
+        batch = collator(pad_id=0)(
+            [
+                Example(two, targets([1, 3], [11, 12, 13, 14], tail)),
+                Example(one, targets([2], [15, 16], tail)),
+            ]
+        )
+        assert batch["teacher_ids"].tolist() == [[11, 0, 0], [12, 13, 14], [15, 16, 0]]
+        no = float("-inf")
+        assert batch["teacher_logits"].tolist() == [[-1, no, no], [-2, -3, -4], [-1, -2, no]]
+        assert batch["teacher_log_partition"].tolist() == [0, 1, 0]
+        assert batch["teacher_tail"] is tail
+
+
+def test_draws_are_for_temperature_one(
+    problems: pa.Table, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "draws.parquet"
+    rows = encoded_rows(in_splits(problems, ["train"]), tokenizer_folder)
+    tokenizer = load_tokenizer(tokenizer_folder)
+    n = [sum(row.encoded.targets) for row in rows]
+    cached = [
+        CachedTargets(
+            id=row.id,
+            tokens_sha256=row.encoded.sha256,
+            kept=np.full(count, 2, np.int32),
+            token_ids=np.tile(np.array([3, 9], np.int32), count),
+            logits=np.tile(np.log(np.array([0.75, 0.25], np.float32)), count),
+            log_partition=np.zeros((count, 3), np.float32),
+            log_tail=np.full((count, 3), -np.inf, np.float32),
+            gold_logprob=np.zeros(count, np.float32),
+            entropy=np.zeros(count, np.float32),
+        )
+        for row, count in zip(rows, n, strict=True)
+    ]
+    info = CacheInfo(
+        codec=Rskd(samples=4, seed=0),
+        temperatures=GRID,
+        vocab_size=len(tokenizer),
+        tokenizer_sha256=tokenizer_digest(tokenizer),
+        sequences=len(rows),
+        targets=sum(n),
+    )
+    write_cache(path, cached, info)
+    with pytest.raises(AngelshareError, match=r"draws from the teacher at temperature 1 .*rskd"):
+        distilled(in_splits(problems, ["train"]), tokenizer_folder, path, 2.0)
+    dataset = distilled(in_splits(problems, ["train"]), tokenizer_folder, path, 1.0)
+    batch = collator(pad_id=0)([dataset[0], dataset[1]])
+    assert batch["teacher_tail"] is False
+    assert batch["teacher_logits"].exp().sum(1).tolist() == [1.0] * (n[0] + n[1])
+    assert batch["teacher_log_partition"].tolist() == [0.0] * (n[0] + n[1])
 
 
 def test_other_tokens_than_the_teachers_are_refused(
@@ -104,12 +178,30 @@ def test_a_temperature_off_the_grid_is_refused(
     assert 3.0 not in GRID
 
 
-def test_another_tokenizer_is_refused(
-    problems: pa.Table, tokenizer_folder: Path, cache_path: Path
-) -> None:
-    """Also one that differs in its chat template alone."""
-    tokenizer = load_tokenizer(tokenizer_folder)
+def with_another_template(tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.chat_template = f"{{# another #}}{tokenizer.chat_template}"
+
+
+def with_another_special_token(tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.pad_token = tokenizer.eos_token
+
+
+def with_one_more_token(tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.add_tokens(["never written"])
+
+
+@pytest.mark.parametrize(
+    "change", [with_another_template, with_another_special_token, with_one_more_token]
+)
+def test_another_tokenizer_is_refused(
+    problems: pa.Table,
+    tokenizer_folder: Path,
+    cache_path: Path,
+    change: Callable[[PreTrainedTokenizerBase], None],
+) -> None:
+    """Also one with the same ids for every text, and the way out is said."""
+    tokenizer = load_tokenizer(tokenizer_folder)
+    change(tokenizer)
     cache = LogitCache([cache_path])
     with pytest.raises(AngelshareError, match=r"another tokenizer .*from a synthetic corpus"):
         DistilledDataset(in_splits(problems, ["train"]), tokenizer, MAX_LENGTH, cache, 1.0)

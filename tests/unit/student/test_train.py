@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -17,6 +18,8 @@ from angelshare.student import train as train_module
 from angelshare.student.callbacks import Interrupted, stale_evaluations
 from angelshare.student.settings import LossSettings, PretrainedStudent, StoppingSettings
 from angelshare.student.train import TrainRequest, TrainResult, train_student
+from angelshare.student.trainer import StudentTrainer
+from angelshare.teacher.cache import LogitCache
 from angelshare.teacher.models import load_causal_lm, load_tokenizer
 
 from .conftest import Tally, encoded_rows, position_logits, write_cache_of
@@ -110,10 +113,30 @@ def test_a_student_of_a_cache_needs_its_temperature_on_the_grid(
         train(kd)
 
 
-@pytest.mark.parametrize("optimizer", ["adafactor", "muon"])
-def test_accumulation_changes_neither_curve_nor_weights(make_request: Make, optimizer: str) -> None:
-    whole = make_request("whole", optimizer, batch_size=32, accumulation=1)
-    parts = make_request("parts", optimizer, batch_size=4, accumulation=8)
+@pytest.mark.parametrize("name", ["reverse_kl", "jsd"])
+def test_draws_do_for_no_other_divergence(name: str) -> None:
+    choice = LossSettings(divergence=name, beta=0.5 if name == "jsd" else None)
+    trainer = SimpleNamespace(loss_settings=choice)
+    batch = {"teacher_ids": torch.zeros(1, 1), "teacher_tail": False}
+    with pytest.raises(AngelshareError, match=rf"divergence {name} needs the teacher's tail"):
+        StudentTrainer._teacher(trainer, batch)
+
+
+@pytest.mark.parametrize(("optimizer", "kd"), [("adafactor", False), ("muon", True)])
+def test_accumulation_changes_neither_curve_nor_weights(
+    make_request: Make, tmp_path: Path, optimizer: str, kd: bool
+) -> None:
+    more: dict[str, object] = {}
+    if kd:
+        request = make_request("teacher", max_steps=3)
+        train(request)
+        rows = encoded_rows(request.train, Path(request.tokenizer))
+        more["cache"] = [tmp_path / "cache.parquet"]
+        more["loss"] = LossSettings(alpha=0.2, temperature=2.0, divergence="jsd", beta=0.5)
+        teacher = load_causal_lm(request.out)
+        write_cache_of(teacher, Path(request.tokenizer), rows, tmp_path / "cache.parquet")
+    whole = make_request("whole", optimizer, batch_size=32, accumulation=1, **more)
+    parts = make_request("parts", optimizer, batch_size=4, accumulation=8, **more)
     one, other = train(whole), train(parts)
     assert [h["step"] for h in one.history] == [h["step"] for h in other.history]
     for a, b in zip(one.history, other.history, strict=True):
@@ -309,3 +332,19 @@ def test_validation_rows_are_sorted_only_for_the_metric(make_request: Make) -> N
     )
     assert train(request).cross_entropy == pytest.approx(train(shuffled).cross_entropy, rel=1e-6)
     assert in_splits(request.validation, ["validation"]).num_rows == 16
+
+
+def test_a_cache_beyond_memory_is_read_ahead_and_trains_the_same(
+    make_request: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = make_request("teacher", max_steps=4, warmup_steps=1)
+    train(teacher)
+    rows = encoded_rows(teacher.train, Path(teacher.tokenizer))
+    path = tmp_path / "cache.parquet"
+    write_cache_of(load_causal_lm(teacher.out), teacher.tokenizer, rows, path)
+    found = []
+    for name, resident in (("whole", 1 << 30), ("ahead", 0)):
+        monkeypatch.setattr("angelshare.teacher.cache.RESIDENT_BYTES", resident)
+        assert LogitCache([path]).stays_in_memory == (name == "whole")
+        found.append(train(make_request(name, cache=[path])))
+    assert found[0].history == found[1].history

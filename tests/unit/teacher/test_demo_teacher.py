@@ -67,7 +67,6 @@ def contents(folder) -> dict[str, bytes]:
 
 def test_the_folder_loads_everywhere(finished) -> None:
     assert sorted(contents(finished)) == [
-        "chat_template.jinja",
         "config.json",
         "generation_config.json",
         "model.safetensors",

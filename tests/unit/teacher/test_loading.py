@@ -60,3 +60,13 @@ def test_stops_come_from_every_config(model_dir, tmp_path) -> None:
     assert stop_ids(tmp_path, tokenizer, None, False) == [tokenizer.eos_token_id, 5, 9]
     (tmp_path / "generation_config.json").unlink()
     assert stop_ids(tmp_path, tokenizer, None, False) == [tokenizer.eos_token_id]
+
+
+def test_pickled_weights_are_not_read(model_dir, tmp_path) -> None:
+    for path in model_dir.iterdir():
+        if path.suffix != ".safetensors":
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    model = load_causal_lm(model_dir)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(AngelshareError, match="safetensors"):
+        load_causal_lm(tmp_path)

@@ -21,8 +21,9 @@ from angelshare.data.settings import DataSource, TokenizerSettings
 from angelshare.energy.settings import CarbonSettings, EnergySettings
 from angelshare.errors import AngelshareError
 from angelshare.evaluation.settings import EvaluationSettings
+from angelshare.planning.settings import BudgetSettings
 from angelshare.recipes import digest
-from angelshare.settings import Settings
+from angelshare.settings import PROJECT_LICENCE, Settings
 from angelshare.store.artifacts import ArtifactStore
 from angelshare.student.settings import LossSettings, StudentInit, TrainingSettings
 from angelshare.teacher.settings import CaptureSettings, DecodingSettings, DemoTeacher
@@ -33,13 +34,16 @@ class StoreSettings(Settings):
 
     root: str = "artifacts"
     """The shared store. Several checkouts and teams may point at the same folder."""
-    team: str | None = None
+    team: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=100)
     """Who this checkout's student runs belong to, in the amortisation over consumers. Null: the
     user and the checkout's folder, as a digest."""
 
     layers: list[str] = []
     """Stores that are read and never written, such as another group's: an artifact found there is
     used where it lies."""
+    remotes: list[str] = []
+    """Stores at any fsspec address (`s3://bucket/store`, a folder): what the store lacks and one of
+    them has is fetched instead of made. The first one that has it counts."""
 
     def open(self) -> ArtifactStore:
         """The store, with its layers."""
@@ -71,15 +75,29 @@ class EmbeddedTeacher(Settings):
     """The entry of ``datasets`` whose kind of problem it learns; none of its own rows."""
     tokenizer: str = "demo"
     """The entry of ``tokenizers`` it reads with; its students must use the same."""
+    license: str | None = PROJECT_LICENCE
+    """The model's licence; recorded with all that it makes, and part of no key."""
+    outputs_restricted: bool = False
+    """Whether that licence restricts training on the model's outputs: corpora and logit caches
+    then carry a warning."""
 
 
 class PretrainedTeacher(Settings):
-    """A causal language model in a local folder or on the Hugging Face hub."""
+    """A causal language model, in safetensors, in a local folder or on the Hugging Face hub."""
 
     model: str = Field(min_length=1)
     """Hub name (``allenai/OLMo-2-0325-32B-SFT``) or a local folder."""
     revision: str | None = None
     """The hub commit; required for hub names, so that the recipe says which weights it means."""
+    trust_remote_code: bool = False
+    """Whether Python code that lies beside the weights may run on this machine, with all your
+    rights. Only for a model whose code you have read."""
+    license: str | None = None
+    """The model's licence, an SPDX identifier where there is one (``Apache-2.0``, or
+    ``LicenseRef-…``). Recorded with all that it makes, and part of no key."""
+    outputs_restricted: bool = False
+    """Whether that licence restricts training on the model's outputs: corpora and logit caches
+    then carry a warning."""
 
 
 class Student(Settings):
@@ -144,6 +162,7 @@ RuleName = Literal[
     "generate_corpus",
     "evaluate_teacher",
     "seal",
+    "fetch",
     "train_student",
     "evaluate_student",
     "account",
@@ -228,6 +247,8 @@ class Config(Settings):
     """How energy becomes CO2e."""
     accounting: AccountingSettings = AccountingSettings()
     """How teacher energy is shared out and results are compared."""
+    budget: BudgetSettings = BudgetSettings()
+    """What the study may spend."""
 
 
 def load_config(values: Mapping[str, Any], where: str = "the configuration") -> Config:
@@ -307,11 +328,11 @@ def _dangling_names(config: Config) -> Iterator[str]:
                 f"{block.pipeline!r} does not use (logits: false)."
             )
         for temperature in block.temperature:
-            if temperature not in config.capture.temperatures:
-                yield (
-                    f"{where}.temperature {temperature} is not one that the logit cache keeps: "
-                    f"add it to capture.temperatures (now {list(config.capture.temperatures)})."
-                )
+            if temperature not in config.capture.usable_temperatures:
+                yield f"{where}.temperature {_off_grid(config.capture, temperature)}"
+        own, usable = config.loss.temperature, config.capture.usable_temperatures
+        if pipeline and pipeline.logits and not block.temperature and own not in usable:
+            yield f"loss.temperature {_off_grid(config.capture, own)}"
         try:
             training_of(config, block)
         except ValidationError as error:
@@ -336,6 +357,19 @@ def _generated(config: Config, where: str, dataset: str) -> Iterator[str]:
         yield f"{where}: {dataset!r} is not a dataset of generated word_problems."
 
 
+def _off_grid(capture: CaptureSettings, temperature: float) -> str:
+    if temperature in capture.temperatures:
+        return (
+            f"{temperature} cannot be had from draws (capture.codec is {capture.codec.name}), "
+            "which give the teacher's distribution at 1 alone: use temperature 1, or the codec "
+            "topk_tail."
+        )
+    return (
+        f"{temperature} is not one that the logit cache keeps: add it to capture.temperatures "
+        f"(now {list(capture.temperatures)})."
+    )
+
+
 def _unknown(where: str, name: str, table: Mapping[str, Any]) -> str:
     near = difflib.get_close_matches(name, table, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -353,6 +387,8 @@ def _unusable_paths(config: Config) -> Iterator[str]:
     for number, layer in enumerate(config.store.layers):
         if not Path(layer).is_dir():
             yield f"store.layers[{number}]: there is no store at {layer}."
+    for number, url in enumerate(config.store.remotes):
+        yield from _unknown_protocol(f"store.remotes[{number}]", url)
     for where, folder in (("store.root", config.store.root), ("results", config.results)):
         nearest = Path(folder).absolute()
         while not nearest.exists():
@@ -361,6 +397,16 @@ def _unusable_paths(config: Config) -> Iterator[str]:
             yield f"{where}: {nearest} is a file, not a folder."
         elif not os.access(nearest, os.W_OK):
             yield f"{where}: {nearest} is not writable for {getpass.getuser()}."
+
+
+def _unknown_protocol(where: str, url: str) -> Iterator[str]:
+    """An address of a kind for which there is no file system."""
+    from fsspec import available_protocols
+    from fsspec.utils import get_protocol
+
+    protocol = get_protocol(url)
+    if protocol not in available_protocols():
+        yield f"{where}: fsspec knows no file system for {protocol}:// (got {url!r})."
 
 
 def _model_problem(where: str, model: str, revision: str | None) -> Iterator[str]:

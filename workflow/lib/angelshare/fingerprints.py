@@ -15,6 +15,10 @@ from angelshare.files import publish_json, read_json, sha256_file
 from angelshare.recipes import digest
 from angelshare.student.settings import StudentInit
 
+MODEL_FILES = frozenset({".safetensors", ".json", ".jinja", ".model", ".txt", ".py"})
+"""What weights, configurations, tokenizers and code beside them are kept in; a README decides
+nothing, and weights in other formats are not read."""
+
 
 class Fingerprints:
     """Digests by content, remembered in ``<results>/fingerprints.json``."""
@@ -43,8 +47,12 @@ class Fingerprints:
         folder = Path(model).expanduser()
         if not folder.is_dir():
             return {"hub": model, "revision": revision}
-        files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
-        return {"sha256": digest("angelshare/folder", [[p.name, self.file(p)] for p in files])}
+        return {"sha256": digest("angelshare/folder", [*map(list, self.files(folder).items())])}
+
+    def files(self, folder: Path) -> dict[str, str]:
+        """The sha256 of each file of a model's folder that loading it may read, by name."""
+        found = sorted(p for p in folder.iterdir() if p.suffix in MODEL_FILES and p.is_file())
+        return {path.name: self.file(path) for path in found if not path.name.startswith(".")}
 
     def student(self, init: StudentInit) -> dict[str, Any]:
         """What a recipe says of a student's initial weights."""

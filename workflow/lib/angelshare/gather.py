@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from angelshare.accounting import study as accounting
 from angelshare.config import Config
+from angelshare.energy.attempts import close_dead
 from angelshare.files import read_json
-from angelshare.grid import RunPlan, Study
+from angelshare.grid import ArtifactPlan, RunPlan, Study
+from angelshare.planning.stored import stored_predictions
 from angelshare.store.artifacts import ArtifactStore
+from angelshare.store.changes import Contents
+from angelshare.store.consumers import consumer_id
 
 UNCHARGED_KINDS = frozenset({"model"})
 """The embedded teacher's own training: stated apart, like a real teacher's pretraining."""
@@ -19,6 +24,7 @@ def gather(config: Config, study: Study, store: ArtifactStore) -> accounting.Stu
     """Read what the finished jobs of a study left behind."""
     results = Path(config.results)
     teacher_scores = _teacher_scores(study, store)
+    known = study.artifacts.keys() - {plan.key for plan in unrecorded(study, store)}
     runs, scores = [], []
     for run in study.runs.values():
         training = read_json(results / "students" / run.name / "training.json")
@@ -30,9 +36,10 @@ def gather(config: Config, study: Study, store: ArtifactStore) -> accounting.Stu
                 dataset=run.dataset,
                 seed=run.seed,
                 hyperparameters=run.hyperparameters,
-                artifacts=tuple((plan.kind, plan.key) for plan in run.billed()),
+                artifacts=tuple((p.kind, p.key) for p in run.billed() if p.key in known),
                 tokens=training["trained_tokens"],
                 parameters=training["parameters"],
+                teacher_scores=("scores", run.scores.key) if run.scores else None,
             )
         )
         scores.extend(_scores(run, results, teacher_scores))
@@ -47,10 +54,45 @@ def gather(config: Config, study: Study, store: ArtifactStore) -> accounting.Stu
     return accounting.Study(
         team=config.store.team_id(),
         runs=tuple(runs),
-        artifacts=_artifacts(study, store),
+        artifacts=_artifacts(study, store, known),
         scores=tuple(scores),
-        sources=_sources(study, store, results),
+        sources=_sources(study, store, results, known),
+        predictions=tuple(stored_predictions(results)),
     )
+
+
+def outdated(study: Study, store: ArtifactStore, team: str) -> list[str]:
+    """One line for each run of this team that read what an artifact no longer is."""
+    contents, found = Contents(store), []
+    for run in study.runs.values():
+        for plan in run.upstream():
+            now = contents.of(f"{plan.kind}/{plan.key}")
+            read = [
+                consumer.content_sha256
+                for consumer in store.artifact(plan.kind, plan.key).consumers()
+                if consumer.id == consumer_id(team, run.key)
+            ]
+            if now is not None and any(then not in (None, now) for then in read):
+                found.append(
+                    f"{run.name} was trained when {plan.kind} {plan.key[:12]} had other content "
+                    f"({(read[0] or '')[:12]} then, {now[:12]} now): remove its folder under "
+                    "students/ to train it again"
+                )
+    return found
+
+
+def unrecorded(study: Study, store: ArtifactStore) -> list[ArtifactPlan]:
+    """Artifacts on nobody's bill of which nothing is known here: neither content nor cost.
+
+    What was made from one is here or was fetched, without a word of what that one cost.
+    """
+    return [
+        plan
+        for plan in study.artifacts.values()
+        if plan.kind in UNCHARGED_KINDS
+        and not (artifact := store.artifact(plan.kind, plan.key)).manifest_path.exists()
+        and not any(artifact.attempts.glob("*.json"))
+    ]
 
 
 def _teacher_scores(study: Study, store: ArtifactStore) -> dict[str, dict[str, float]]:
@@ -89,18 +131,21 @@ def _scores(
     ]
 
 
-def _artifacts(study: Study, store: ArtifactStore) -> tuple[accounting.Artifact, ...]:
+def _artifacts(
+    study: Study, store: ArtifactStore, known: Collection[str]
+) -> tuple[accounting.Artifact, ...]:
     found = []
-    for plan in study.artifacts.values():
+    for plan in (study.artifacts[key] for key in study.artifacts if key in known):
         artifact = store.artifact(plan.kind, plan.key)
-        manifest = artifact.manifest()
+        # One that nothing needed any more may be gone; its bill and its consumers are not.
+        manifest = artifact.manifest() if artifact.manifest_path.exists() else None
         found.append(
             accounting.Artifact(
                 kind=plan.kind,
                 key=plan.key,
                 label=plan.label,
-                tokens=manifest.tokens,
-                bytes=manifest.bytes,
+                tokens=manifest.tokens if manifest else 0,
+                bytes=manifest.bytes if manifest else 0,
                 charged=plan.kind not in UNCHARGED_KINDS,
                 consumers=tuple(
                     accounting.Consumer(c.id, c.run, c.team, c.tokens_read, c.utc)
@@ -112,7 +157,7 @@ def _artifacts(study: Study, store: ArtifactStore) -> tuple[accounting.Artifact,
 
 
 def _sources(
-    study: Study, store: ArtifactStore, results: Path
+    study: Study, store: ArtifactStore, results: Path, known: Collection[str]
 ) -> tuple[accounting.AttemptSource, ...]:
     """Every folder of attempt records, and whose bill it is."""
     shared = [
@@ -121,7 +166,8 @@ def _sources(
             artifact_kind=plan.kind,
             artifact_key=plan.key,
         )
-        for plan in study.artifacts.values()
+        for key, plan in study.artifacts.items()
+        if key in known
     ]
     own = [
         accounting.AttemptSource(folder, run=run)
@@ -132,4 +178,8 @@ def _sources(
         )
     ]
     apart = [accounting.AttemptSource(results / "prerun" / "energy.attempts")]
-    return (*shared, *own, *apart)
+    sources = (*shared, *own, *apart)
+    for source in sources:
+        # Job and sampler may have died together, and no later attempt closed their record.
+        close_dead(source.folder)
+    return sources

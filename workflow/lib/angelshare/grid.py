@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
@@ -91,6 +91,26 @@ class Study:
     """By key."""
     runs: dict[str, RunPlan] = field(default_factory=dict)
     """By name."""
+
+    def needed(self, there: Collection[str]) -> dict[str, ArtifactPlan]:
+        """What the runs read, and what has to be made for it, by key.
+
+        Args:
+            there: the keys of artifacts that need not be made, so their inputs are not needed.
+        """
+        todo = [
+            plan
+            for run in self.runs.values()
+            for plan in (*run.inputs.values(), *([run.scores] if run.scores else []))
+        ]
+        found: dict[str, ArtifactPlan] = {}
+        while todo:
+            plan = todo.pop()
+            if plan.key not in found:
+                found[plan.key] = plan
+                if plan.key not in there:
+                    todo.extend(plan.inputs.values())
+        return found
 
 
 def plan_study(config: Config) -> Study:
@@ -192,7 +212,10 @@ class _Planner:
                 problems=self.config.datasets[teacher.dataset].identity(),
             )
             return {"teacher": model}, {}
-        return {}, {"teacher": self.fingerprints.model(teacher.model, teacher.revision)}
+        named = self.fingerprints.model(teacher.model, teacher.revision)
+        if teacher.trust_remote_code:
+            named["trust_remote_code"] = True
+        return {}, {"teacher": named}
 
     def rows(self, dataset: str, splits: list[str]) -> int | None:
         """How many rows the data recipe promises in these splits; None where it takes all."""
@@ -233,7 +256,7 @@ class _Planner:
             teacher,
             {**inputs, "sequences": sequences},
             parts=self.parts(dataset, splits),
-            label=f"{teacher} on {sequences.label}, top {self.config.capture.top_k}",
+            label=f"{teacher} on {sequences.label}, {self.config.capture.codec}",
             splits=splits,
             part_rows=self.config.hardware.part_rows,
             capture=self.config.capture.identity(),

@@ -7,12 +7,10 @@ Scripts unpack Snakemake's object into plain values and come here; the library n
 from __future__ import annotations
 
 import os
-import sys
-import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,11 +24,18 @@ from angelshare.energy.measures import Baseline
 from angelshare.errors import AngelshareError
 from angelshare.files import read_json
 from angelshare.grid import ArtifactPlan, RunPlan, Study, plan_study
+from angelshare.planning.spending import check_budget
+from angelshare.provenance import Making, restricted
 from angelshare.recipes import digest
-from angelshare.store.artifacts import ArtifactStore, Receipt
+from angelshare.reporter import Reporter
+from angelshare.store.artifacts import Artifact, ArtifactStore
+from angelshare.store.changes import Contents, refuse_changed
+from angelshare.store.checks import Checks
 from angelshare.store.consumers import Consumer, consumer_id
 from angelshare.store.journal import UNFINISHED, Journal
 from angelshare.store.leases import single_flight, sole_maker
+from angelshare.store.provenance import restriction
+from angelshare.store.records import Receipt
 from angelshare.student.settings import PretrainedStudent
 
 if TYPE_CHECKING:
@@ -47,38 +52,7 @@ STAGES: dict[str, tuple[str, Role]] = {
 }
 """Stage and role, in the sidecar's words, of the work on each kind of artifact."""
 
-PROGRESS_EVERY_S = 5.0
-
 Plan = TypeVar("Plan", ArtifactPlan, RunPlan)
-
-
-class Reporter:
-    """Progress lines on the terminal and in the job's log; no more than one every few seconds."""
-
-    def __init__(self, name: str, log: Path) -> None:
-        self.name = name
-        self.log = log
-        self.used_j: Callable[[], float | None] = lambda: None
-        """What the job has used so far, once its window is open."""
-        log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text("")
-        self._last = 0.0
-
-    def __call__(self, step: int, of: int, text: str = "") -> None:
-        """Say that ``step`` of ``of`` is done, with a remark; the last step is always said."""
-        now = time.monotonic()
-        if step < of and now - self._last < PROGRESS_EVERY_S:
-            return
-        self._last = now
-        used_j = self.used_j()
-        spent = "" if used_j is None else f"({used_j:,.0f} J)"
-        self.say(" ".join(part for part in (f"{step}/{of}", text, spent) if part))
-
-    def say(self, text: str) -> None:
-        """Write a line to the terminal and the log."""
-        print(f"[{self.name}] {text}", file=sys.stderr, flush=True)
-        with self.log.open("a") as stream:
-            stream.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {text}\n")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -92,6 +66,12 @@ class JobContext:
     report: Reporter
     scratch: Path
     """A private folder that is gone when the job ends."""
+    checks: Checks
+    """The digests of what is read, being taken beside the reading."""
+    making: Making = field(default_factory=Making)
+    """What this job uses to make its part."""
+    contents: dict[str, str] = field(default_factory=dict)
+    """The content digest of each artifact that was read, by ``kind/key``."""
 
     def rows(self, plan: ArtifactPlan, splits: list[str] | None = None) -> Any:
         """The sequence table (pyarrow) of a dataset or corpus, with the wanted splits only."""
@@ -102,10 +82,22 @@ class JobContext:
         table = pa.concat_tables(read_table(path) for path in self.read(plan))
         return table if splits is None else in_splits(table, splits)
 
-    def read(self, plan: ArtifactPlan) -> list[Path]:
-        """The verified objects of an artifact, noted as inputs of this job."""
+    def open(self, plan: ArtifactPlan) -> Artifact:
+        """A sealed artifact, to be read.
+
+        Raises:
+            AngelshareError: when it is missing or damaged, or was made from what its inputs no
+                longer are.
+        """
         artifact = self.store.artifact(plan.kind, plan.key)
-        paths = artifact.paths()
+        refuse_changed(self.store, artifact)
+        self.contents[f"{plan.kind}/{plan.key}"] = artifact.manifest().content_sha256
+        return artifact
+
+    def read(self, plan: ArtifactPlan) -> list[Path]:
+        """The objects of an artifact, noted as inputs of this job; being checked while read."""
+        artifact = self.open(plan)
+        paths = artifact.paths(self.checks)
         for path in paths:
             self.window.read(path, path.name.partition(".")[0], producer=str(artifact))
         return paths
@@ -113,22 +105,39 @@ class JobContext:
     @contextmanager
     def folder(self, plan: ArtifactPlan) -> Iterator[Path]:
         """A folder with the files of a model or tokenizer artifact under their own names."""
-        artifact = self.store.artifact(plan.kind, plan.key)
-        with artifact.as_folder() as folder:
+        artifact = self.open(plan)
+        with artifact.as_folder(self.checks) as folder:
             self.window.read(
                 artifact.manifest_path, artifact.manifest().content_sha256, producer=str(artifact)
             )
             yield folder
 
     @contextmanager
-    def teacher(self, plan: ArtifactPlan) -> Iterator[tuple[str, str | None]]:
-        """The folder or hub name of the teacher an artifact is made by, and its revision."""
+    def teacher(self, plan: ArtifactPlan) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The folder or hub name of the teacher an artifact is made by, and how to load it.
+
+        Its files, tokenizer and device are noted for the receipt.
+        """
+        from angelshare.teacher.models import load_tokenizer
+
+        models = restricted(self.config, plan)
+        if models:
+            self.report.say(f"warning: {restriction(models)}")
+            self.window.warn("licence", restriction(models))
         teacher = self.config.teachers[plan.name]
         if isinstance(teacher, PretrainedTeacher):
-            yield teacher.model, teacher.revision
+            options: dict[str, Any] = {
+                "revision": teacher.revision,
+                "trust_remote_code": teacher.trust_remote_code,
+            }
+            yield teacher.model, options
+            self.making.tokenizer(load_tokenizer(teacher.model, **options))
+            self.making.model(teacher, self.config.results)
         else:
             with self.folder(plan.inputs["teacher"]) as folder:
-                yield str(folder), None
+                yield str(folder), {}
+                self.making.tokenizer(load_tokenizer(folder))
+        self.making.device()
 
     @contextmanager
     def tokenizer(self, run: RunPlan) -> Iterator[tuple[str, str | None]]:
@@ -164,8 +173,14 @@ class JobContext:
             yield record
 
     def record_consumer(self, run: RunPlan, plans: Iterable[ArtifactPlan], tokens: int) -> None:
-        """Note beside each artifact that this run read it; once, however often it is repeated."""
+        """Note beside each artifact that this run read it; once, however often it is repeated.
+
+        Raises:
+            AngelshareError: when something that was read is damaged: it did not count.
+        """
+        self.checks.join()
         team = self.config.store.team_id()
+        contents = Contents(self.store)
         consumer = Consumer(
             id=consumer_id(team, run.key),
             run=run.name,
@@ -174,7 +189,10 @@ class JobContext:
             utc=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         for plan in plans:
-            self.store.artifact(plan.kind, plan.key).add_consumer(consumer)
+            content = contents.of(f"{plan.kind}/{plan.key}")
+            self.store.artifact(plan.kind, plan.key).add_consumer(
+                consumer.model_copy(update={"content_sha256": content})
+            )
 
 
 @contextmanager
@@ -209,6 +227,8 @@ def job(
     report = Reporter(" ".join([rule, *(wildcards or {}).values()]), Path(log))
     try:
         checked = load_config(config)
+        study, store = plan_study(checked), checked.store.open()
+        check_budget(checked, study, store, stage)
         what = Job(
             rule=rule,
             stage=stage,
@@ -218,6 +238,7 @@ def job(
             wildcards=dict(wildcards or {}),
             seed=seed,
             gpus=gpus,
+            workflow_id=checked.store.team_id(),
         )
         with (
             claimed_gpus(gpus or 0),
@@ -225,20 +246,38 @@ def job(
             window(what, checked.energy, checked.carbon, idle_here(checked)) as opened,
         ):
             report.used_j = opened.used_j
-            yield JobContext(
-                config=checked,
-                study=plan_study(checked),
-                store=checked.store.open(),
-                window=opened,
-                report=report,
-                scratch=Path(scratch),
-            )
+            with _checking(report) as checks:
+                yield JobContext(
+                    config=checked,
+                    study=study,
+                    store=store,
+                    window=opened,
+                    report=report,
+                    scratch=Path(scratch),
+                    checks=checks,
+                )
     except AngelshareError as error:
         report.say(f"error: {error}")
         raise SystemExit(1) from error
     except Exception:
         report.say(traceback.format_exc())
         raise
+
+
+@contextmanager
+def _checking(report: Reporter) -> Iterator[Checks]:
+    """Checks beside the body: the job ends well only if all that it read was whole."""
+    checks = Checks()
+    report.guard = checks.stop_if_damaged
+    try:
+        yield checks
+        checks.join()
+    except Exception:
+        # Damage explains more than what reading it has led to.
+        checks.join()
+        raise
+    finally:
+        checks.close()
 
 
 def idle_here(config: Config) -> Baseline | None:
@@ -276,10 +315,14 @@ class PartJob:
 
     def _inputs(self) -> dict[str, str]:
         """The content digest of each artifact that the part is made from, by its role."""
-        return {
-            role: self.context.store.artifact(upstream.kind, upstream.key).manifest().content_sha256
-            for role, upstream in self.plan.inputs.items()
-        }
+        context, keys = self.context, self._input_keys()
+        for role, plan in self.plan.inputs.items():
+            if keys[role] not in context.contents:
+                context.open(plan)
+        return {role: context.contents[key] for role, key in keys.items()}
+
+    def _input_keys(self) -> dict[str, str]:
+        return {role: f"{plan.kind}/{plan.key}" for role, plan in self.plan.inputs.items()}
 
     def commit(
         self,
@@ -288,13 +331,28 @@ class PartJob:
         rows: int = 0,
         tokens: int = 0,
     ) -> None:
-        """Store what the job made, with the content digests of what it was made from."""
+        """Store what the job made, with what it was made from and with.
+
+        Raises:
+            AngelshareError: when something that was read is damaged: nothing is stored.
+        """
+        context = self.context
+        context.checks.join()
         receipt = self.artifact.commit(
-            self.part, files, inputs=self._inputs(), rows=rows, tokens=tokens
+            self.part,
+            files,
+            inputs=self._inputs(),
+            input_keys=self._input_keys(),
+            rows=rows,
+            tokens=tokens,
+            provenance=context.making.record(context.config, context.store, self.plan),
         )
         if self._journal is not None:
             self._journal.discard()
-        if self.artifact.manifest_path.exists():
+        parts = range(self.plan.parts)
+        if self.artifact.manifest_path.exists() and all(
+            self.artifact.receipt_path(part).exists() for part in parts
+        ):
             # A repaired part: what the manifest says of it may have changed.
             self.artifact.seal(self.plan.recipe, self.plan.parts)
         for file in receipt.files:
@@ -316,7 +374,8 @@ def part_job(
     """Run the body of a job that makes part ``part`` of the artifact ``kind``/``key``.
 
     The body asks ``adopted`` first: where it is set, there is nothing to do. Otherwise this job
-    holds the part's lease while the body runs.
+    holds the part's lease while the body runs. Waiting for another job's lease is a phase of the
+    window: it costs energy too.
     """
     stage, role = STAGES[kind]
     attempts = Path(receipt).parent.parent / "attempts"
@@ -330,10 +389,14 @@ def part_job(
     ) as context:
         plan, number = planned_artifact(context, key), int(part)
         artifact = context.store.artifact(kind, key)
-        with single_flight(artifact, number, context.report.say) as adopted:
+        with ExitStack() as held:
+            lease = single_flight(artifact, number, context.report.say)
+            with context.window.phase("wait"):
+                adopted = held.enter_context(lease)
             if adopted:
                 context.report.say(f"{artifact} part {number} is in the store: reused")
-            yield PartJob(context, plan, number, adopted)
+            with context.window.phase("reuse" if adopted else "make"):
+                yield PartJob(context, plan, number, adopted)
 
 
 def planned_artifact(context: JobContext, key: str) -> ArtifactPlan:

@@ -22,7 +22,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "dataset": 1,
     "tokenizer": 1,
     "model": 1,
-    "logits": 1,
+    "logits": 2,
     "corpus": 1,
     "scores": 1,
     "student": 1,

@@ -6,6 +6,9 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
+PROJECT_LICENCE = "Apache-2.0"
+"""Of what the workflow makes from nothing: generated problems, and models trained on them."""
+
 
 class Settings(BaseModel):
     """Base of every section of the configuration; each room keeps its own in ``settings.py``."""

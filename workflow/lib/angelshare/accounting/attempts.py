@@ -43,6 +43,7 @@ ATTEMPT_SCHEMA: dict[str, Any] = {
     "energy_high_j": pl.Float64,
     "measured_j": pl.Float64,
     "estimated_j": pl.Float64,
+    "shift_5pct_j": pl.Float64,
     "tokens": pl.Int64,
     "j_per_token": pl.Float64,
     "tokens_per_s": pl.Float64,
@@ -56,12 +57,24 @@ ATTEMPT_SCHEMA: dict[str, Any] = {
     "warnings": pl.String,
     "token_kind": pl.String,
     **{f"{kind}_tokens": pl.Int64 for kind in TOKEN_KINDS},
+    **dict.fromkeys(("prefill_j", "decode_j"), pl.Float64),
     "pue": pl.Float64,
     "grid_g_per_kwh": pl.Float64,
     "grid_source": pl.String,
+    "slurm_cluster": pl.String,
+    "slurm_job": pl.String,
+    "slurm_restart": pl.Int64,
+    "slurm_energy_j": pl.Float64,
+    "slurm_ratio": pl.Float64,
     "record": pl.String,
 }
-"""Columns of `attempts.parquet`; `tokens` count the stage's work, in the sense of `token_kind`."""
+"""Columns of `attempts.parquet`; `tokens` count the stage's work, in the sense of `token_kind`.
+`prefill_j` and `decode_j` are null where a job did not mark them (see `efficiency`).
+
+`shift_5pct_j` is the most that the joules of one of its phases (of the whole attempt where it has
+none) change when both bounds of that phase move by 5 % of its length to either side.
+What Slurm says (`beside_slurm`) is in no record: it is null until Slurm was asked.
+"""
 
 COMPONENT_SCHEMA: dict[str, Any] = {
     "id": pl.String,
@@ -221,6 +234,7 @@ def _attempt(record: Record, source: AttemptSource) -> dict[str, Any]:
         "energy_high_j": record.number("total.energy_j.high", need=False),
         "measured_j": record.number("total.measured_j"),
         "estimated_j": record.number("total.estimated_j"),
+        "shift_5pct_j": _shift(record),
         "tokens": tokens,
         "j_per_token": energy_j / tokens if tokens and energy_j is not None else None,
         "tokens_per_s": tokens / duration_s if tokens and duration_s else None,
@@ -234,7 +248,9 @@ def _attempt(record: Record, source: AttemptSource) -> dict[str, Any]:
         "warnings": _warnings(record),
         "token_kind": kind,
         **counts,
+        **_phases(record),
         **_carbon(record),
+        **_slurm(record),
         "record": str(record.path),
     }
 
@@ -266,6 +282,16 @@ def _by_kind(record: Record) -> dict[str, float | None]:
     }
 
 
+def _phases(record: Record) -> dict[str, float | None]:
+    """Joules of reading prompts and of writing answers, where the job marked both."""
+    found: dict[str, float] = {}
+    for phase in record.get("phases", list, need=False) or []:
+        name = str(phase.get("name"))
+        found[name] = found.get(name, 0.0) + float(phase.get("energy_j") or 0.0)
+    both = "prefill" in found and "decode" in found
+    return {f"{name}_j": found[name] if both else None for name in ("prefill", "decode")}
+
+
 def _hardware(record: Record) -> str | None:
     """The GPUs, or the processor where there is none: `2 x H100`, `Xeon Gold 6442Y`."""
     models = Counter(
@@ -290,6 +316,25 @@ def _carbon(record: Record) -> dict[str, Any]:
         "pue": record.number("carbon.pue.value", need=False),
         "grid_g_per_kwh": sum(intensities) / len(intensities) if intensities else None,
         "grid_source": grid[0].get("source"),
+    }
+
+
+def _shift(record: Record) -> float | None:
+    """The largest change of a phase's joules when its bounds move by 5 %."""
+    phases = record.get("phases", list, need=False) or []
+    names = ("shift_minus5pct_j", "shift_plus5pct_j")
+    known = [phase[name] for phase in phases for name in names if phase.get(name) is not None]
+    return max((abs(float(joules)) for joules in known), default=None)
+
+
+def _slurm(record: Record) -> dict[str, Any]:
+    """The Slurm job of an attempt; a job that never was requeued has restarted 0 times."""
+    job = record.get("run.slurm.job_id", (str, int), need=False)
+    restarts = record.get("run.slurm.restart_count", int, need=False)
+    return {
+        "slurm_cluster": record.get("run.slurm.cluster", str, need=False),
+        "slurm_job": None if job is None else str(job),
+        "slurm_restart": None if job is None else restarts or 0,
     }
 
 

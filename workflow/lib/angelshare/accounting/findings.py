@@ -50,7 +50,8 @@ def findings(tables: Tables) -> list[Finding]:
         Finding("break-even", _capital(_break_even_line(tables))),
         Finding("reuse", _capital(_reuse_line(tables))),
     ]
-    for make in (_flips, _dominant, _dominated, _largest_stage, _wasted, _unsupported):
+    makers = (_flips, _dominant, _dominated, _moved, _largest_stage, _wasted, _planned)
+    for make in (*makers, _unsupported):
         found.extend(Finding(*pair) for pair in make(tables))
     return found
 
@@ -168,7 +169,50 @@ def _flips(tables: Tables) -> list[tuple[str, str]]:
         found.append(("views", text))
     if tables.frontier.height and not found:
         found.append(("views", "The frontier is the same whether the teacher is counted or not."))
+    return [*found, *_cheapest_flips(tables)]
+
+
+def _cheapest_flips(tables: Tables) -> list[tuple[str, str]]:
+    """Students whose cheapest setting depends on the view."""
+    found = []
+    for student in students_by_size(tables):
+        group = tables.summary.filter(pl.col("student") == student)
+        cheapest = {view: group.sort(f"{view}_j", "setting")["setting"][0] for view in VIEWS}
+        if len(set(cheapest.values())) > 1:
+            said = ", ".join(f"{VIEW_NAMES[v]} {pretty(cheapest[v])}" for v in VIEWS)
+            found.append(("views", f"The cheapest for student {student} depends on it: {said}."))
     return found
+
+
+def _moved(tables: Tables) -> list[tuple[str, str]]:
+    """What a shift of the phases' boundaries changes."""
+    if not tables.sensitivity.height:
+        return []
+    changed = tables.sensitivity.filter("changes")
+    if not changed.height:
+        text = "Moving any boundary between phases by 5 % changes no conclusion."
+        return [("boundaries", text)]
+    texts = [
+        f"{pretty(row['conclusion'])} becomes {pretty(row['after'])} (was {pretty(row['before'])}; "
+        f"{row['boundary']}, {100 * row['shift']:+.0f} %)"
+        for row in changed.unique("conclusion", keep="first", maintain_order=True).rows(named=True)
+    ]
+    more = f"; and {len(texts) - 4} more" if len(texts) > 4 else ""
+    return [("boundaries", f"With a boundary moved by 5 %: {'; '.join(texts[:4])}{more}.")]
+
+
+def _planned(tables: Tables) -> list[tuple[str, str]]:
+    """How good the predictions were."""
+    known = tables.predictions
+    if not known.height:
+        return []
+    inside = int(known["covered"].sum())
+    text = (
+        f"Planned {energy(float(known['predicted_j'].sum()))}, measured "
+        f"{energy(float(known['measured_j'].sum()))}: {inside} of {_many(known.height, 'job')} lay "
+        "within their 95 % interval."
+    )
+    return [("plan", text)]
 
 
 def _dominant(tables: Tables) -> list[tuple[str, str]]:

@@ -15,6 +15,7 @@ import polars as pl
 
 from angelshare.accounting.attempts import WASTED
 from angelshare.accounting.bills import known_sum
+from angelshare.accounting.efficiency import EFFICIENCY_COLUMNS, with_efficiency
 from angelshare.accounting.settings import AccountingSettings
 from angelshare.accounting.study import TEACHER_KINDS, Run, Score, Study
 from angelshare.accounting.uncertainty import VIEWS, Exposures, known_bound
@@ -27,6 +28,8 @@ _TAKEN = frozenset(
     {*RUN_COLUMNS, "setting", "distilled", "parameters", "tokens", "quality", "quality_stderr", "n"}
     | {"note", "datasets", "benchmarks_missing", "co2e_g", "j_per_token", "view", "energy_j"}
     | {"private_j", "teacher_j", "wasted_j", "inference_j_per_token", "teacher_share_j"}
+    | {"prefill_j_per_token", "decode_j_per_token", "teacher_inference_j_per_token"}
+    | {"om_perf", "eff_overall"}
     | {f"{view}_{what}" for view in VIEWS for what in ("j", "low_j", "high_j", "co2e_g")}
 )
 
@@ -92,7 +95,8 @@ def run_table(
     spread = [f"{view}_{what}" for view in VIEWS for what in ("low_j", "high_j", "j_per_token")]
     rest = ["student_only_co2e_g", "amortized_co2e_g", "private_j", "teacher_j", "teacher_share_j"]
     own_columns = ["wasted_j", "inference_j_per_token", "unresolved_attempts", "parameters"]
-    return frame.select(*first, *core, *scores, *spread, *rest, *own_columns)
+    frame = with_efficiency(frame, study, attempts)
+    return frame.select(*first, *core, *scores, *spread, *rest, *own_columns, *EFFICIENCY_COLUMNS)
 
 
 def _per_token(energy_j: pl.Expr) -> pl.Expr:

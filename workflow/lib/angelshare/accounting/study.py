@@ -66,7 +66,8 @@ class Run:
     """One student run of this team.
 
     `artifacts` are all shared artifacts it stands on, direct and indirect; `tokens` the tokens it
-    was trained on; `parameters`, where known, orders students by size.
+    was trained on; `parameters`, where known, orders students by size; `teacher_scores` names the
+    artifact that its scores are compared with, whether or not it is on the run's bill.
     """
 
     run: str
@@ -78,6 +79,7 @@ class Run:
     artifacts: tuple[tuple[str, str], ...] = ()
     tokens: int = 0
     parameters: int | None = None
+    teacher_scores: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,24 @@ class Score:
     in_quality: bool = True
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What a plan expected of a job before it ran; joules and seconds with 95 % bounds."""
+
+    plan_utc: str
+    hardware: str
+    job: str
+    stage: str
+    basis: str
+    fit: str
+    energy_j: float
+    energy_low_j: float
+    energy_high_j: float
+    duration_s: float
+    duration_low_s: float
+    duration_high_s: float
+
+
 @dataclass(frozen=True, slots=True)
 class Study:
     """All that one accounting is made from. Raises AngelshareError where it contradicts itself."""
@@ -105,6 +125,7 @@ class Study:
     artifacts: tuple[Artifact, ...] = ()
     scores: tuple[Score, ...] = ()
     sources: tuple[AttemptSource, ...] = ()
+    predictions: tuple[Prediction, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.runs:

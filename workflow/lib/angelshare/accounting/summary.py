@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from angelshare.accounting.efficiency import EFFICIENCY_COLUMNS
 from angelshare.accounting.uncertainty import VIEWS, Exposures, known_bound, t_interval
 
 MEASURES = (*(f"{view}_j" for view in VIEWS), "quality")
@@ -67,7 +68,7 @@ def _row(
     for view in VIEWS:
         row[f"{view}_j_u95"] = known_bound(exposed.views[view].combine(weights))[0]
     row["quality_stderr"] = group["quality_stderr"].mean()
-    means = ("tokens", "j_per_token", "co2e_g", "inference_j_per_token")
+    means = ("tokens", "j_per_token", "co2e_g", "inference_j_per_token", *EFFICIENCY_COLUMNS)
     for name in (*means, "teacher_j", "teacher_share_j", *benchmarks):
         row[name] = group[name].mean()
     row["teacher_j"], row["teacher_share_j"] = (

@@ -16,21 +16,33 @@ from angelshare.accounting.bills import (
 )
 from angelshare.accounting.break_even import break_even_table
 from angelshare.accounting.consolidated import load_consolidated
+from angelshare.accounting.efficiency import efficiency_table
 from angelshare.accounting.frontier import frontier_table
+from angelshare.accounting.predictions import prediction_table
 from angelshare.accounting.runs import benchmark_names, hyperparameter_names, run_table
+from angelshare.accounting.sensitivity import sensitivity_table
 from angelshare.accounting.settings import AccountingSettings
+from angelshare.accounting.slurm import beside_slurm, slurm_jobs
 from angelshare.accounting.stages import stage_table
 from angelshare.accounting.study import Study
 from angelshare.accounting.summary import summary_table
-from angelshare.accounting.uncertainty import exposures
+from angelshare.accounting.traces import SCHEMA as TRACE_SCHEMA
+from angelshare.accounting.traces import trace_table
+from angelshare.accounting.uncertainty import Exposures, exposures
+from angelshare.energy.slurm import ask_slurm
 from angelshare.errors import AngelshareError
 from angelshare.files import publishing
+
+FEW_DRAWS = 200
+"""Draws where only the conclusions count, not their probabilities."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """The tables of `contracts/tables.md`, with `components` (one row per device of an
-    attempt) and `stages` (one row per run, view and stage) beside them."""
+    """The tables of `contracts/tables.md`, and beside them `components` (one row per device of an
+    attempt), `stages` (run, view and stage), `predictions` (job that a plan predicted),
+    `efficiency` (pipeline), `sensitivity` (shift of a boundary and conclusion) and `traces` (point
+    of a power trace)."""
 
     attempts: pl.DataFrame
     components: pl.DataFrame
@@ -41,6 +53,10 @@ class Tables:
     summary: pl.DataFrame
     break_even: pl.DataFrame
     frontier: pl.DataFrame
+    predictions: pl.DataFrame
+    efficiency: pl.DataFrame
+    sensitivity: pl.DataFrame
+    traces: pl.DataFrame
 
 
 TABLE_NAMES = tuple(field.name for field in fields(Tables))
@@ -54,8 +70,9 @@ def make_tables(
     bills = artifact_bills(study, attempts, settings)
     shares = share_table(study, bills, settings)
     exposed = exposures(study, attempts, components, bills, settings)
-    runs = run_table(study, attempts, bills, shares, exposed, settings)
-    summary = summary_table(runs, exposed, hyperparameter_names(study), benchmark_names(study))
+    made = _concluded(study, attempts, exposed, settings)
+    few = settings.model_copy(update={"draws": FEW_DRAWS})
+    runs, summary = made["runs"], made["summary"]
     ledger, bounds = artifact_table(study, bills, shares), exposed.artifacts
     return Tables(
         attempts=attempts,
@@ -65,9 +82,31 @@ def make_tables(
         runs=runs.sort("pipeline", "student", "setting", "dataset", "seed", "run"),
         stages=stage_table(study, attempts, shares, settings),
         summary=summary,
-        break_even=break_even_table(study, runs, shares, exposed, settings),
-        frontier=frontier_table(runs, summary, exposed, settings),
+        break_even=made["break_even"],
+        frontier=made["frontier"],
+        predictions=prediction_table(study, attempts),
+        efficiency=efficiency_table(runs),
+        sensitivity=sensitivity_table(
+            attempts, shares, made, lambda moved: _concluded(study, moved, exposed, few)
+        ),
+        traces=pl.DataFrame(schema=TRACE_SCHEMA),
     )
+
+
+def _concluded(
+    study: Study, attempts: pl.DataFrame, exposed: Exposures, settings: AccountingSettings
+) -> dict[str, pl.DataFrame]:
+    """The frames that conclusions are drawn from."""
+    bills = artifact_bills(study, attempts, settings)
+    shares = share_table(study, bills, settings)
+    runs = run_table(study, attempts, bills, shares, exposed, settings)
+    summary = summary_table(runs, exposed, hyperparameter_names(study), benchmark_names(study))
+    return {
+        "runs": runs,
+        "summary": summary,
+        "break_even": break_even_table(study, runs, shares, exposed, settings),
+        "frontier": frontier_table(runs, summary, exposed, settings),
+    }
 
 
 def _in_order(study: Study) -> Study:
@@ -86,13 +125,16 @@ def write_tables(
     """Read the study's attempt records, make all tables and publish `<table>.parquet` in `out_dir`.
 
     With `memory`, a folder of this team's own, records that were read before are not parsed
-    again. Raises AngelshareError where a record is broken or an energy unknown.
+    again. Where `sacct` is at hand, Slurm's own joules stand beside ours. Raises AngelshareError
+    where a record is broken or an energy unknown.
     """
     if memory is None:
         attempts, components = load_attempts(study.sources)
     else:
         attempts, components = load_consolidated(study.sources, memory)
+    attempts = beside_slurm(attempts, ask_slurm(slurm_jobs(attempts)))
     tables = make_tables(study, attempts, components, settings)
+    tables = replace(tables, traces=trace_table(attempts))
     publish_tables(tables, out_dir)
     return tables
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 import yaml
@@ -12,7 +12,11 @@ from rich.console import Console
 
 from angelshare.config import Config, load_config
 from angelshare.errors import AngelshareError
-from angelshare.store.artifacts import Artifact, ArtifactStore, Manifest, load
+from angelshare.store.artifacts import Artifact, ArtifactStore
+from angelshare.store.records import Manifest, load
+
+if TYPE_CHECKING:
+    from angelshare.energy.sidecar import Bill
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -68,6 +72,29 @@ def find_artifact(store: ArtifactStore, key: str) -> Artifact:
             "`angelshare ls` lists them."
         )
     return found[0]
+
+
+def bill(artifact: Artifact) -> Bill:
+    """What all attempts to make an artifact have cost."""
+    from angelshare.energy.attempts import bill_of, read_attempts
+
+    return bill_of(read_attempts(artifact.attempts))
+
+
+def size(count: int) -> str:
+    """Bytes in words, decimal: ``41.0 GB``."""
+    value = float(count)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:,.0f} {unit}" if unit == "bytes" else f"{value:,.1f} {unit}"
+        value /= 1000
+    return f"{value:,.1f} TB"
+
+
+def energy(energy_j: float) -> str:
+    """Joules in words, from a watt-hour on as kilowatt-hours too."""
+    kwh = f" ({energy_j / 3.6e6:,.3f} kWh)" if energy_j >= 3600 else ""
+    return f"{energy_j:,.1f} J{kwh}"
 
 
 def sealed(artifact: Artifact) -> Manifest | None:

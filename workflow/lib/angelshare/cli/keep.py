@@ -11,10 +11,13 @@ from angelshare.cli.common import (
     ConfigOption,
     StoreOption,
     app,
+    bill,
+    energy,
     find_artifact,
     open_store,
     out,
     read_config,
+    size,
 )
 from angelshare.errors import AngelshareError
 from angelshare.store.verify import repair, verify
@@ -29,10 +32,13 @@ def verify_command(
         typer.Option("--repair", help="Take away what is damaged; the next run makes it again."),
     ] = False,
 ) -> None:
-    """Check every object against its name, every receipt and manifest against its recipe."""
+    """Check objects against their names, receipts and manifests against recipes, inputs against
+    what parts were made from, and energy records against their schema."""
     opened = open_store(store, config)
     with out.status("checking") as status:
-        faults = verify(opened, lambda done, of: status.update(f"checked {done} of {of} artifacts"))
+        faults = verify(
+            opened, lambda done, of: status.update(f"checked {size(done)} of {size(of)}")
+        )
     for fault in faults:
         out.print(str(fault), soft_wrap=True, highlight=False)
     if not faults:
@@ -66,28 +72,40 @@ def pin_command(
 def gc_command(
     delete: Annotated[bool, typer.Option("--delete", help="Do it; without, only say.")] = False,
     grace_days: Annotated[float, typer.Option(help="What is younger stays.")] = 14.0,
+    forget_team: Annotated[
+        str | None,
+        typer.Option("--forget", help="First unregister what this team's configurations reach."),
+    ] = None,
     store: StoreOption = None,
     config: ConfigOption = CONFIG,
 ) -> None:
     """Free what no registered configuration reaches. Bills and consumer records stay."""
-    from angelshare.energy.attempts import bill_of, read_attempts
-    from angelshare.store.gc import collect, find_garbage
+    from angelshare.store.gc import collect, find_garbage, forget, roots
 
-    garbage = find_garbage(open_store(store, config), grace_days)
-    cost_j = 0.0
-    for artifact in garbage.artifacts:
-        bill = bill_of(read_attempts(artifact.attempts))
-        cost_j += bill.energy_j
-        out.print(f"{artifact}: cost {bill.energy_j:,.1f} J", highlight=False)
-    out.print(
-        f"{'Frees' if delete else 'Would free'} {garbage.bytes:,} bytes that cost "
-        f"{cost_j:,.1f} J ({cost_j / 3.6e6:.3f} kWh) to make. {garbage.note}".rstrip(),
-        highlight=False,
-    )
-    if delete:
-        collect(garbage)
-    elif garbage.artifacts or garbage.objects or garbage.temporary:
-        out.print("Nothing was deleted; `angelshare gc --delete` does it.")
+    opened = open_store(store, config)
+    if forget_team is not None:
+        out.print(f"Forgot {forget(opened, forget_team)} configurations of {forget_team}.")
+    for root in roots(opened).values():
+        out.print(
+            f"kept for {root.team}: {len(root.artifacts)} artifacts that {root.folder} reached "
+            f"on {root.utc[:10]}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    garbage = find_garbage(opened, grace_days)
+    bills = {str(artifact): bill(artifact).energy_j for artifact in garbage.artifacts}
+    for name, cost_j in bills.items():
+        out.print(f"{name}: cost {energy(cost_j)}", highlight=False)
+    what = f"{size(garbage.bytes)} that cost {energy(sum(bills.values()))} to make"
+    if not delete:
+        out.print(f"Would free {what}. {garbage.note}".rstrip(), highlight=False)
+        if garbage.artifacts or garbage.objects or garbage.temporary:
+            out.print("Nothing was deleted; `angelshare gc --delete` does it.")
+        return
+    done = collect(garbage)
+    for text in done.spared:
+        out.print(f"left alone: {text}", highlight=False)
+    out.print(f"Freed {size(done.bytes)} of {what}. {garbage.note}".rstrip(), highlight=False)
 
 
 @app.command("withdraw")

@@ -9,6 +9,7 @@ import typer
 
 from angelshare.cli.common import CONFIG, ConfigOption, app, out, read_config
 from angelshare.errors import AngelshareError
+from angelshare.files import publish_json
 
 
 @app.command("findings")
@@ -22,36 +23,44 @@ def findings_command(config: ConfigOption = CONFIG) -> None:
     out.print(path.read_text().rstrip(), highlight=False, soft_wrap=True)
 
 
-@app.command("account")
-def account_command(
-    stages: Annotated[Path, typer.Option(help="CSV of stage energies (docs/accounting.md).")],
-    out_dir: Annotated[Path, typer.Option("--out", help="Folder for the tables.")],
-    quality: Annotated[Path | None, typer.Option(help="CSV of scores.")] = None,
-) -> None:
-    """Make the accounting tables from energies measured elsewhere."""
-    from angelshare.accounting.imported import account_csv
-
-    account_csv(stages, quality, out_dir)
-    out.print(f"Tables in {out_dir}.", highlight=False)
-
-
 @app.command("meter", context_settings={"ignore_unknown_options": True})
 def meter_command(
-    command: Annotated[list[str], typer.Argument(help="-- the command and its arguments")],
+    command: Annotated[
+        list[str] | None, typer.Argument(help="-- the command and its arguments")
+    ] = None,
     out_path: Annotated[Path, typer.Option("--out", help="The sidecar.")] = Path("energy.json"),
     config: Annotated[
         Path | None, typer.Option("--config", help="Where energy and carbon settings stand.")
     ] = None,
+    join_: Annotated[
+        bool, typer.Option("--join", help="As a part of the job whose window this runs in.")
+    ] = False,
+    merge: Annotated[
+        list[Path] | None,
+        typer.Option("--merge", help="No command: make one sidecar of these folders of ranks."),
+    ] = None,
 ) -> None:
-    """Measure any command: the same window and sidecar as a job of the workflow."""
-    from angelshare.energy import CarbonSettings, EnergySettings
-    from angelshare.energy.attempts import validate_sidecar
-    from angelshare.energy.command import meter
+    """Measure any command: the same window and sidecar as a job of the workflow.
 
-    checked = read_config(config) if config else None
-    energy = checked.energy if checked else EnergySettings()
-    carbon = checked.carbon if checked else CarbonSettings()
-    meter(command, out_path, energy, carbon)
+    Under srun, torchrun or mpirun each process leaves a record in energy.ranks; when all have
+    ended, --merge energy.ranks makes one of them.
+    """
+    from angelshare.energy import CarbonSettings, EnergySettings
+    from angelshare.energy.attempts import merge_folders, validate_sidecar
+    from angelshare.energy.command import join, meter
+
+    if bool(command) == bool(merge):
+        raise AngelshareError("angelshare meter takes either a command after -- or --merge FOLDER.")
+    if merge:
+        publish_json(out_path, merge_folders(merge).to_json())
+    elif join_:
+        join(command or [])
+        return
+    else:
+        checked = read_config(config) if config else None
+        energy = checked.energy if checked else EnergySettings()
+        carbon = checked.carbon if checked else CarbonSettings()
+        out_path = meter(command or [], out_path, energy, carbon)
     total = validate_sidecar(out_path).total
     energy_j = total.energy_j
     bound = f"{energy_j.value:,.1f} J ({energy_j.low:,.1f} to {energy_j.high:,.1f})"
@@ -64,15 +73,15 @@ def emissions_command(
     folders: Annotated[list[Path], typer.Argument(help="Folders of sidecars or attempts.")],
     out_path: Annotated[Path, typer.Option("--out")] = Path("emissions.csv"),
 ) -> None:
-    """Export records as codecarbon's emissions.csv."""
-    from angelshare.energy.attempts import validate_sidecar
+    """Export the records of all attempts, failed ones too, as codecarbon's emissions.csv."""
+    from angelshare.energy.attempts import every_record
     from angelshare.energy.export import write_emissions
 
-    paths = sorted(path for folder in folders for path in folder.glob("**/*energy.json"))
-    if not paths:
-        raise AngelshareError(f"no *energy.json under {', '.join(map(str, folders))}.")
-    write_emissions((validate_sidecar(path) for path in paths), out_path)
-    print(f"{out_path}: {len(paths)} records")
+    records = every_record(folders)
+    if not records:
+        raise AngelshareError(f"no energy record under {', '.join(map(str, folders))}.")
+    write_emissions(records, out_path)
+    print(f"{out_path}: {len(records)} records")
 
 
 @app.command("schemas")

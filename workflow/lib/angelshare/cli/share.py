@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -21,19 +22,34 @@ from angelshare.cli.common import (
 UrlArgument = Annotated[str, typer.Argument(help="A folder, or any fsspec address (s3://…).")]
 
 
+KeysArgument = Annotated[
+    list[str] | None, typer.Argument(help="Artifacts; default: what the study needs.")
+]
+
+
 @app.command("push")
 def push_command(
     url: UrlArgument,
-    keys: Annotated[list[str], typer.Argument(help="Artifacts; their inputs are not sent.")],
+    keys: KeysArgument = None,
     store: StoreOption = None,
     config: ConfigOption = CONFIG,
 ) -> None:
-    """Publish artifacts, with their receipts and measured joules, to another store."""
-    from angelshare.store.transfer import Remote, push
+    """Publish artifacts, with their receipts and measured joules, to another store.
+
+    Inputs are not sent for an artifact's sake, but the records of what they cost are.
+    """
+    from angelshare.grid import plan_study
+    from angelshare.store.remote import Remote
+    from angelshare.store.transfer import push
 
     opened, remote = open_store(store, config), Remote(url)
-    for key in keys:
-        artifact = find_artifact(opened, key)
+    if keys:
+        chosen = [find_artifact(opened, key) for key in keys]
+    else:
+        study = plan_study(read_config(config))
+        planned = [opened.artifact(plan.kind, plan.key) for plan in study.artifacts.values()]
+        chosen = [artifact for artifact in planned if artifact.manifest_path.exists()]
+    for artifact in chosen:
         done = push(artifact, remote, out.print)
         out.print(f"{artifact}: sent {done.objects} objects, {done.skipped} were there already")
 
@@ -41,23 +57,23 @@ def push_command(
 @app.command("pull")
 def pull_command(
     url: UrlArgument,
-    keys: Annotated[
-        list[str] | None, typer.Argument(help="Whole keys; default: what the study needs.")
-    ] = None,
+    keys: KeysArgument = None,
     config: ConfigOption = CONFIG,
 ) -> None:
-    """Fetch what this configuration's study needs, where another store has it."""
+    """Fetch what this configuration's study needs and lacks, where another store has it."""
     from angelshare.grid import plan_study
-    from angelshare.store.transfer import Remote, pull
+    from angelshare.reuse import fetch, offers_for
 
-    checked, remote = read_config(config), Remote(url)
-    store = checked.store.open()
-    for plan in plan_study(checked).artifacts.values():
-        wanted = plan.key in keys if keys else True
-        here = store.artifact(plan.kind, plan.key).manifest_path.exists()
-        if wanted and not here and remote.manifest(plan.kind, plan.key):
-            done = pull(store, remote, plan.kind, plan.key, out.print)
-            out.print(f"{plan.kind} {plan.label}: fetched {done.bytes:,} bytes")
+    checked = read_config(config)
+    store, study = checked.store.open(), plan_study(checked)
+    answer = offers_for(study, store, [url])
+    for warning in answer.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    for key in answer.offers:
+        plan = study.artifacts[key]
+        if not keys or any(key.startswith(one) for one in keys):
+            fetch(store, plan, url, out.print)
+            out.print(f"{plan.kind} {plan.label}: fetched, {answer.sizes[key]:,} bytes")
 
 
 @app.command("catalogue")

@@ -6,11 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from angelshare.settings import Settings
+from angelshare.settings import PROJECT_LICENCE, Settings
 
 
 class WordProblems(Settings):
     """Generated arithmetic word problems with worked answers; needs no download."""
+
+    execution = frozenset({"license"})
 
     source: Literal["word_problems"] = "word_problems"
     """Which kind of source this is."""
@@ -24,10 +26,14 @@ class WordProblems(Settings):
     """Held-out problems that decide when to stop training."""
     test: int = Field(default=400, gt=0)
     """Held-out problems that decide the score."""
+    license: str | None = PROJECT_LICENCE
+    """What the problems may be used for; the project's own licence, since it makes them."""
 
 
 class Conversations(Settings):
     """How rows of chat ``messages`` become a seeded, split sample."""
+
+    execution = frozenset({"license"})
 
     messages_field: str = "messages"
     """The column that holds a list of ``{role, content}``."""
@@ -43,6 +49,9 @@ class Conversations(Settings):
     """Rows of split ``validation``."""
     test: int = Field(default=0, ge=0)
     """Rows of split ``test``."""
+    license: str | None = None
+    """The data's licence, an SPDX identifier where there is one (``ODC-By-1.0``). Recorded with all
+    that is made from it, and part of no key. Null: what the hub says of it."""
 
 
 class FileSource(Conversations):

@@ -33,6 +33,21 @@ def load_source(settings: DataSource) -> pa.Table:
     return sample(_hub_rows(settings), settings, settings.name)
 
 
+def stated_licence(settings: DataSource) -> str | None:
+    """The licence of a source: what the settings say, else the hub's own information."""
+    if settings.license or not isinstance(settings, HubSource):
+        return settings.license
+    import datasets
+
+    try:
+        builder = datasets.load_dataset_builder(
+            settings.name, settings.subset, revision=settings.revision
+        )
+    except (OSError, ValueError):
+        return None
+    return builder.info.license or None
+
+
 def sample(rows: Iterable[dict[str, Any]], settings: Conversations, origin: str) -> pa.Table:
     """Split rows ``{messages, …}`` by the seed; every split keeps the order of ``rows``.
 

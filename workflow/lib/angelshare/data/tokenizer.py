@@ -83,7 +83,8 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Publish a tokenizer's files in ``folder``, each by a rename."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
-        tokenizer.save_pretrained(scratch)
+        # The chat template stays inside tokenizer_config.json: a store holds no other formats.
+        tokenizer.save_pretrained(scratch, save_jinja_files=False)
         for path in sorted(Path(scratch).iterdir()):
             publish_bytes(folder / path.name, path.read_bytes())
 
@@ -97,6 +98,15 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     }
     canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(b"angelshare tokenizer/v1\n" + canonical.encode()).hexdigest()
+
+
+def chat_template_digest(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The hex sha256 of the chat template alone; None for a tokenizer without one."""
+    template = tokenizer.chat_template
+    if template is None:
+        return None
+    text = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _plain(value: object) -> object:

@@ -2,7 +2,8 @@
 
 1 kWh = 3.6e6 J. The rate is one figure, or a series in time that is integrated over the window's
 energy as it was used; stretches that the series does not cover take the one figure and say
-``estimated``. The bounds are those of the energy; rates and PUE carry none here.
+``estimated``. Prices may be negative, intensities not. The bounds are those of the energy; rates
+and PUE carry none here.
 """
 
 from __future__ import annotations
@@ -11,19 +12,21 @@ import csv
 from collections.abc import Callable
 from datetime import UTC, datetime
 from itertools import pairwise
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from angelshare.energy.constants import intensity
 from angelshare.energy.measures import Interval
 from angelshare.energy.settings import CarbonSettings
-from angelshare.energy.sidecar import Carbon, Cost, Factor, Grid
+from angelshare.energy.sidecar import Carbon, Cost, Factor, Grid, Tariff
 from angelshare.errors import AngelshareError
 from angelshare.files import sha256_file
 
 JOULES_PER_KWH = 3.6e6
 SERIES_DAYS = 14
-COLUMNS = ("start_utc", "end_utc", "g_per_kwh")
+TIMES = ("start_utc", "end_utc")
+CARBON, PRICE = "g_per_kwh", "price_per_kwh"
 
 EnergyBetween = Callable[[float, float], float]
 """Joules of the window between two moments, in seconds since the epoch."""
@@ -36,25 +39,38 @@ def plan_carbon(settings: CarbonSettings, start_s: float | None = None) -> dict[
     AngelshareError for an unknown country or region and for a series that cannot be read.
     """
     pue = Factor(value=settings.pue, unit="1", source=settings.pue_source, kind=settings.pue_kind)
-    series = read_series(settings.grid_csv) if settings.grid_csv else []
-    if start_s is not None:
-        end_s = start_s + SERIES_DAYS * 86400
-        series = [row for row in series if row["end_s"] > start_s and row["start_s"] < end_s]
-    price = None
-    if settings.price_per_kwh is not None:
-        price = Factor(
-            value=settings.price_per_kwh,
-            unit=f"{settings.currency}/kWh",
-            source=settings.price_source or "",
-            kind="declared",
-        ).model_dump(mode="json")
     return {
         "pue": pue.model_dump(mode="json"),
         "grid": _constant(settings),
-        "series": series,
-        "series_source": _series_source(settings),
-        "price": price,
+        "series": _series(settings.grid_csv, CARBON, settings.grid_source, start_s),
+        "price": _price(settings),
+        "prices": _series(settings.price_csv, PRICE, settings.price_source, start_s),
     }
+
+
+def _series(
+    path: Path | None, column: str, source: str | None, start_s: float | None
+) -> list[dict[str, Any]]:
+    """The rows of a series that a window from ``start_s`` may need, each with its provenance."""
+    if path is None:
+        return []
+    said = {"source": source or path.name, "dataset_version": f"sha256:{sha256_file(path)}"}
+    rows: list[dict[str, Any]] = [{**row, **said} for row in read_series(path, column)]
+    if start_s is None:
+        return rows
+    end_s = start_s + SERIES_DAYS * 86400
+    return [row for row in rows if row["end_s"] > start_s and row["start_s"] < end_s]
+
+
+def _price(settings: CarbonSettings) -> dict[str, Any] | None:
+    if settings.price_per_kwh is None:
+        return None
+    return Factor(
+        value=settings.price_per_kwh,
+        unit=f"{settings.currency}/kWh",
+        source=settings.price_source or "",
+        kind="declared",
+    ).model_dump(mode="json")
 
 
 def _constant(settings: CarbonSettings) -> dict[str, Any]:
@@ -75,44 +91,34 @@ def _constant(settings: CarbonSettings) -> dict[str, Any]:
     }
 
 
-def _series_source(settings: CarbonSettings) -> dict[str, Any] | None:
-    if settings.grid_csv is None:
-        return None
-    return {
-        "source": settings.grid_source or settings.grid_csv.name,
-        "dataset_version": f"sha256:{sha256_file(settings.grid_csv)}",
-    }
+def read_series(path: Path, column: str = CARBON) -> list[dict[str, float]]:
+    """Rows of a CSV with start_utc, end_utc (ISO 8601) and ``column``: start_s, end_s, ``column``.
 
-
-def read_series(path: Path) -> list[dict[str, float]]:
-    """Rows of a CSV with start_utc, end_utc (ISO 8601) and g_per_kwh: start_s, end_s, g_per_kwh.
-
-    Raises AngelshareError naming the file and the row.
+    Raises AngelshareError naming the setting, the file and the row.
     """
+    setting = f"carbon.{'grid' if column == CARBON else 'price'}_csv: {path}"
     rows = []
     number = 1
     try:
         with path.open(newline="", encoding="utf-8") as stream:
             for row in csv.DictReader(stream):
                 number += 1
-                start_s, end_s = (_epoch_s(row[name]) for name in COLUMNS[:2])
-                rate = float(row[COLUMNS[2]])
-                if rate < 0 or end_s <= start_s:
-                    raise ValueError("a negative rate or an empty stretch")
-                rows.append({"start_s": start_s, "end_s": end_s, "g_per_kwh": rate})
+                start_s, end_s = (_epoch_s(row[name]) for name in TIMES)
+                rate = float(row[column])
+                if not isfinite(rate) or end_s <= start_s or (rate < 0 and column == CARBON):
+                    raise ValueError("a rate that cannot be, or an empty stretch")
+                rows.append({"start_s": start_s, "end_s": end_s, column: rate})
     except OSError as error:
-        raise AngelshareError(f"carbon.grid_csv: {path}: {error.strerror}.") from error
+        raise AngelshareError(f"{setting}: {error.strerror}.") from error
     except (KeyError, TypeError, ValueError) as error:
         raise AngelshareError(
-            f"carbon.grid_csv: {path}, line {number}: {error}. "
-            f"The columns are {', '.join(COLUMNS)}; times in ISO 8601."
+            f"{setting}, line {number}: {error}. "
+            f"The columns are {', '.join((*TIMES, column))}; times in ISO 8601."
         ) from error
     rows.sort(key=lambda row: row["start_s"])
     for before, after in pairwise(rows):
         if after["start_s"] < before["end_s"]:
-            raise AngelshareError(
-                f"carbon.grid_csv: {path}: two rows overlap at {_iso(after['start_s'])}."
-            )
+            raise AngelshareError(f"{setting}: two rows overlap at {_iso(after['start_s'])}.")
     return rows
 
 
@@ -131,11 +137,11 @@ def carbon_of(
 ) -> Carbon:
     """The ``carbon`` block of a window from its plan, its joules and when they were used."""
     pue = Factor.model_validate(plan["pue"])
-    stretches = list(_stretches(plan, bounds_s))
-    used_j = between(*bounds_s)
-    weighted = sum(between(a, b) * grid["g_per_kwh"] for a, b, grid in stretches)
-    mean_g = weighted / used_j if used_j > 0 else stretches[0][2]["g_per_kwh"]
-    rate = pue.value * mean_g / JOULES_PER_KWH
+    constant = plan["grid"]
+    fallback = {**constant, "estimated": bool(plan["series"]) or constant["estimated"]}
+    found = {"zone": constant["zone"], "estimated": False}
+    stretches = _stretches(plan["series"], CARBON, found, fallback, bounds_s)
+    rate = pue.value * _mean(stretches, CARBON, bounds_s, between) / JOULES_PER_KWH
     return Carbon(
         pue=pue,
         grid=[
@@ -146,40 +152,65 @@ def carbon_of(
     )
 
 
-def cost_of(plan: dict[str, Any], energy: Interval) -> Cost | None:
-    """What the energy cost at the plan's price, PUE included; None without a price."""
+def cost_of(
+    plan: dict[str, Any], energy: Interval, bounds_s: tuple[float, float], between: EnergyBetween
+) -> Cost | None:
+    """What the energy cost when it was used, PUE included; None without a price.
+
+    Under a series, ``price`` is the mean that was paid and ``tariffs`` are what it is made of.
+    """
     if plan["price"] is None:
         return None
     price = Factor.model_validate(plan["price"])
+    tariffs = None
+    if plan["prices"]:
+        fallback = {PRICE: price.value, "source": price.source, "estimated": True}
+        stretches = _stretches(plan["prices"], PRICE, {"estimated": False}, fallback, bounds_s)
+        price.value = _mean(stretches, PRICE, bounds_s, between)
+        tariffs = [Tariff(start_utc=_iso(a), end_utc=_iso(b), **row) for a, b, row in stretches]
     rate = plan["pue"]["value"] * price.value / JOULES_PER_KWH
-    return Cost(price=price, amount=_times(energy, rate))
+    return Cost(price=price, amount=_times(energy, rate), tariffs=tariffs)
 
 
 def _times(energy: Interval, rate: float) -> Interval:
-    return Interval(value=energy.value * rate, low=energy.low * rate, high=energy.high * rate)
+    ends = sorted((energy.low * rate, energy.high * rate))
+    return Interval(value=energy.value * rate, low=ends[0], high=ends[1])
+
+
+Stretch = tuple[float, float, dict[str, Any]]
+
+
+def _mean(
+    stretches: list[Stretch], column: str, bounds_s: tuple[float, float], between: EnergyBetween
+) -> float:
+    """The rate over the window, each stretch weighted with the energy that was used in it."""
+    used_j = between(*bounds_s)
+    weighted = sum(between(a, b) * row[column] for a, b, row in stretches)
+    return weighted / used_j if used_j > 0 else float(stretches[0][2][column])
 
 
 def _stretches(
-    plan: dict[str, Any], bounds_s: tuple[float, float]
-) -> list[tuple[float, float, dict[str, Any]]]:
-    """The window cut at the series' rows: start, end, and the grid that holds there."""
+    series: list[dict[str, Any]],
+    column: str,
+    found: dict[str, Any],
+    fallback: dict[str, Any],
+    bounds_s: tuple[float, float],
+) -> list[Stretch]:
+    """The window cut at the series' rows: start, end, and what holds there.
+
+    A row brings its rate and provenance and ``found``; between the rows there is ``fallback``.
+    """
     at_s, end_s = bounds_s
-    fallback = {**plan["grid"], "estimated": bool(plan["series"]) or plan["grid"]["estimated"]}
-    found: list[tuple[float, float, dict[str, Any]]] = []
-    for row in plan["series"]:
+    cut: list[Stretch] = []
+    for row in series:
         if row["end_s"] <= at_s or row["start_s"] >= end_s:
             continue
         if row["start_s"] > at_s:
-            found.append((at_s, row["start_s"], fallback))
+            cut.append((at_s, row["start_s"], fallback))
         low, high = max(at_s, row["start_s"]), min(end_s, row["end_s"])
-        grid = {
-            "g_per_kwh": row["g_per_kwh"],
-            "zone": plan["grid"]["zone"],
-            "estimated": False,
-            **plan["series_source"],
-        }
-        found.append((low, high, grid))
+        said = {name: row[name] for name in (column, "source", "dataset_version")}
+        cut.append((low, high, {**found, **said}))
         at_s = high
-    if at_s < end_s or not found:
-        found.append((at_s, end_s, fallback))
-    return found
+    if at_s < end_s or not cut:
+        cut.append((at_s, end_s, fallback))
+    return cut

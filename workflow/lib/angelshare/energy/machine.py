@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from angelshare.energy.constants import cpu_model
-from angelshare.energy.probes.process_tree import start_ticks
+from angelshare.energy.launch import launch_of
+from angelshare.energy.probes.process_tree import ancestors, start_ticks
 from angelshare.energy.sidecar import Env, Run
 
 PACKAGES = ("torch", "transformers", "vllm", "lm-eval", "numpy", "pyarrow", "polars", "codecarbon")
 SLURM = {
+    "cluster": "SLURM_CLUSTER_NAME",
     "job_id": "SLURM_JOB_ID",
     "restart_count": "SLURM_RESTART_COUNT",
     "step_id": "SLURM_STEP_ID",
@@ -30,6 +32,7 @@ def run_of(workflow_id: str, config_sha256: str | None) -> Run:
     }
     if "restart_count" in slurm:
         slurm["restart_count"] = int(slurm["restart_count"])
+    launch = launch_of(os.environ)
     return Run(
         workflow_id=workflow_id,
         config_sha256=config_sha256,
@@ -38,8 +41,9 @@ def run_of(workflow_id: str, config_sha256: str | None) -> Run:
         container=_container(),
         cgroup=_cgroup(),
         slurm=slurm or None,
-        rank=_integer("RANK", "SLURM_PROCID"),
-        world=_integer("WORLD_SIZE", "SLURM_NTASKS"),
+        rank=launch.rank if launch else None,
+        world=launch.world if launch else None,
+        launch=launch.name if launch else None,
         pid=os.getpid(),
         pid_start=start_ticks(os.getpid()),
         pid_namespace=_namespace(),
@@ -55,6 +59,14 @@ def is_alive(run: Run) -> bool | None:
     if run.pid_namespace != _namespace():
         return None
     return start_ticks(run.pid) == run.pid_start
+
+
+def descends_from(run: Run) -> bool:
+    """Whether this process is the one of ``run`` or was started by it, directly or indirectly."""
+    here = (run.host, run.boot_id, run.pid_namespace)
+    if here != (socket.gethostname(), _read("/proc/sys/kernel/random/boot_id"), _namespace()):
+        return False
+    return (run.pid, run.pid_start) in ancestors(os.getpid())
 
 
 def env_of() -> Env:
@@ -101,10 +113,3 @@ def _container() -> str | None:
         if name in os.environ:
             return os.environ[name]
     return "docker" if os.path.exists("/.dockerenv") else None
-
-
-def _integer(*names: str) -> int | None:
-    for name in names:
-        if os.environ.get(name, "").isdigit():
-            return int(os.environ[name])
-    return None

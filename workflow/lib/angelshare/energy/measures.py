@@ -201,3 +201,5 @@ class Phase(Part):
     energy_j: float
     shift_minus5pct_j: Maybe[float] = None
     shift_plus5pct_j: Maybe[float] = None
+    times: Maybe[int] = None
+    """How often it was entered, where more than once: its joules are the sum."""

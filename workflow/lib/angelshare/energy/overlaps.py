@@ -63,17 +63,18 @@ class Presence:
                     _append(path, self.entry)
         return met
 
-    def leave(self) -> list[str]:
-        """Remove the entry; in words, the windows that were open on the same devices."""
+    def leave(self) -> list[dict[str, str]]:
+        """Remove the entry; ``id`` and, in words, ``text`` of each window on the same devices."""
         others = [*self.met, *_entries(self.path)[1:]]
         with contextlib.suppress(OSError):
             self.path.unlink()
         mine = set(self.entry["devices"])
-        texts = set()
+        found = {}
         for one in others:
             shared = ", ".join(sorted(mine & set(one["devices"])))
-            texts.add(f"{shared} also charged by window {one['id']} of rule {one['rule']}")
-        return sorted(texts)
+            text = f"{shared} also charged by window {one['id']} of rule {one['rule']}"
+            found[text] = {"id": str(one["id"]), "text": text}
+        return [found[text] for text in sorted(found)]
 
 
 def _append(path: Path, entry: dict[str, Any]) -> None:

@@ -88,12 +88,31 @@ def _watch(seconds: float, settings: EnergySettings) -> Record:
         return validate_sidecar(job.sidecar)
 
 
-def trust_table(devices: list[dict[str, Any]]) -> list[dict[str, str]]:
+def look_at_machine(seconds: float, settings: EnergySettings) -> dict[str, Any]:
+    """What :func:`idle_baseline` finds, and on a machine with GPUs ``with_context`` beside it.
+
+    ``table`` and ``verdict`` then tell both idle powers.
+    """
+    found = idle_baseline(seconds, settings)
+    if any(device["component"].startswith("gpu") for device in found["devices"]):
+        # A CUDA context alone draws power: jobs are compared with the idle state they sit in.
+        context = idle_baseline(seconds, settings, "context_open")
+        found["with_context"] = context
+        found["table"] = trust_table(found["devices"], context["devices"])
+        found["verdict"] = verdict(found["devices"], context["devices"])
+    return found
+
+
+def trust_table(
+    devices: list[dict[str, Any]], in_context: list[dict[str, Any]] | None = None
+) -> list[dict[str, str]]:
     """One row a device, ready to print: may its figures be published, as what, and why.
 
     ``trust`` is ``measured``, ``estimate`` or ``no``; ``idle``, ``tick`` and ``agreement`` are
-    texts with their units, empty where there is nothing to say.
+    texts with their units, empty where there is nothing to say. ``in_context`` are the devices'
+    rows while CUDA contexts are open, for the column ``with context``.
     """
+    contexts = {found["component"]: found["idle_w"] for found in in_context or []}
     rows = []
     for found in devices:
         trust, why = _judged(found)
@@ -105,13 +124,18 @@ def trust_table(devices: list[dict[str, Any]]) -> list[dict[str, str]]:
                 "device": found["device"] or "unknown model",
                 "meter": found["meter"],
                 "trust": trust,
-                "idle": "" if idle_w is None else f"{idle_w:.1f} W",
+                "idle": _watts(idle_w),
+                **({"with context": _watts(contexts.get(found["component"]))} if contexts else {}),
                 "tick": "" if tick_ms is None else f"{tick_ms:.0f} ms",
                 "agreement": "" if agreement is None else f"{agreement:+.1%}",
                 "why": why,
             }
         )
     return rows
+
+
+def _watts(power_w: float | None) -> str:
+    return "" if power_w is None else f"{power_w:.1f} W"
 
 
 def _judged(row: dict[str, Any]) -> tuple[str, str]:
@@ -130,9 +154,11 @@ def _judged(row: dict[str, Any]) -> tuple[str, str]:
     return "measured", "counter and integrated power agree"
 
 
-def verdict(devices: list[dict[str, Any]]) -> list[str]:
+def verdict(
+    devices: list[dict[str, Any]], in_context: list[dict[str, Any]] | None = None
+) -> list[str]:
     """The table of :func:`trust_table` as aligned lines of text, the names of its columns first."""
-    rows = trust_table(devices)
+    rows = trust_table(devices, in_context)
     if not rows:
         return ["no device can be read here; energies will be missing"]
     table = [list(rows[0]), *(list(row.values()) for row in rows)]

@@ -90,6 +90,10 @@ class CarbonSettings(Settings):
     price_per_kwh: float | None = Field(default=None, ge=0)
     """What a kWh costs; the building's overhead (PUE) is paid too."""
 
+    price_csv: Path | None = None
+    """Price over time: a CSV with start_utc, end_utc and price_per_kwh, used where it covers; the
+    constant price is for the rest."""
+
     currency: str = "EUR"
     """The price's currency."""
 
@@ -102,4 +106,6 @@ class CarbonSettings(Settings):
             raise ValueError("grid_g_per_kwh needs grid_source: say where the figure comes from")
         if self.price_per_kwh is not None and not self.price_source:
             raise ValueError("price_per_kwh needs price_source: say where the figure comes from")
+        if self.price_csv is not None and self.price_per_kwh is None:
+            raise ValueError("price_csv needs price_per_kwh: the price where the CSV has no row")
         return self

@@ -42,7 +42,11 @@ class Attempt(Part):
 
 
 class Run(Part):
-    """Where it ran. `pid`, `pid_start` and `pid_namespace` let a reader tell whether it lives."""
+    """Where it ran. `pid`, `pid_start` and `pid_namespace` let a reader tell whether it lives.
+
+    Of a job of several processes, `rank` of `world` is this one; ranks that one command started
+    share its `launch`. `within` is the window whose process tree this process is part of.
+    """
 
     workflow_id: str
     git: Maybe[str] = None
@@ -54,6 +58,8 @@ class Run(Part):
     slurm: Maybe[dict[str, Any]] = None
     rank: Maybe[int] = None
     world: Maybe[int] = None
+    launch: Maybe[str] = None
+    within: Maybe[str] = None
     pid: Maybe[int] = None
     pid_start: Maybe[int] = None
     pid_namespace: Maybe[str] = None
@@ -169,11 +175,23 @@ class Carbon(Part):
     wue: Maybe[Factor] = None
 
 
+class Tariff(Part):
+    """Price of the electricity over one stretch of time; `estimated` where no row covered it."""
+
+    start_utc: str
+    end_utc: str
+    price_per_kwh: float
+    source: str
+    dataset_version: Maybe[str] = None
+    estimated: bool
+
+
 class Cost(Part):
     """What the electricity cost, building overhead included; `amount` in the price's currency."""
 
     price: Factor
     amount: Interval
+    tariffs: Maybe[list[Tariff]] = None
 
 
 class Input(Part):
@@ -237,6 +255,16 @@ class Bill(Part):
     u95_j: Maybe[NonNegative] = None
 
 
+class Rank(Part):
+    """A window of one process whose figures are part of this record."""
+
+    id: str
+    host: str
+    rank: Maybe[int] = None
+    status: Literal["ok", "failed", "killed", "preempted", "running"]
+    energy_j: NonNegative
+
+
 class Record(Part):
     """Energy sidecar of one attempt of one rule."""
 
@@ -258,6 +286,7 @@ class Record(Part):
     meter: Meter
     warnings: Maybe[list[Warning]] = None
     bill: Maybe[Bill] = None
+    ranks: Maybe[list[Rank]] = None
 
     def to_json(self) -> dict[str, Any]:
         """The record as plain JSON values, valid against :func:`json_schema`."""

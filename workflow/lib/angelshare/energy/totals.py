@@ -7,6 +7,7 @@ listed, and forbids the word "total".
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import hypot
 
 from angelshare.energy.curves import Measured, between
@@ -52,11 +53,16 @@ def total_of(components: list[Component]) -> Total:
     )
 
 
-def phases_of(trace: Trace, parts: list[Measured]) -> list[Phase]:
-    """Each phase with its joules, and by how much they change when both its bounds move by 5 %."""
+def phases_of(trace: Trace, parts: Sequence[Measured]) -> list[Phase]:
+    """Each phase with its joules, and by how much they change when both its bounds move by 5 %.
+
+    A window without phases is one, named after its stage. What was before and after the window is
+    not seen: a bound that moves beyond it adds nothing. A phase that is entered again and again
+    (every batch) is one, from its first begin to its last end, so that a record stays small.
+    """
     start_ns, end_ns = trace.start_ns, trace.end_ns
     phases = []
-    for name, begin_ns, finish_ns in _spans(trace):
+    for name, begin_ns, finish_ns in _spans(trace) or [_whole(trace)]:
         shift_ns = SHIFT * (finish_ns - begin_ns)
 
         def joules(by_ns: float, a: int = begin_ns, b: int = finish_ns) -> float:
@@ -79,7 +85,32 @@ def phases_of(trace: Trace, parts: list[Measured]) -> list[Phase]:
                 shift_plus5pct_j=joules(shift_ns) - energy_j,
             )
         )
-    return phases
+    return _merged(phases)
+
+
+def _merged(phases: Sequence[Phase]) -> list[Phase]:
+    """Phases of one name as one."""
+    by_name: dict[str, list[Phase]] = {}
+    for one in phases:
+        by_name.setdefault(one.name, []).append(one)
+    return [
+        same[0]
+        if len(same) == 1
+        else Phase(
+            name=name,
+            start_s=same[0].start_s,
+            end_s=max(one.end_s for one in same),
+            energy_j=sum(one.energy_j for one in same),
+            shift_minus5pct_j=sum(one.shift_minus5pct_j or 0.0 for one in same),
+            shift_plus5pct_j=sum(one.shift_plus5pct_j or 0.0 for one in same),
+            times=len(same),
+        )
+        for name, same in by_name.items()
+    ]
+
+
+def _whole(trace: Trace) -> tuple[str, int, int]:
+    return str(trace.plan["record"]["stage"]), trace.start_ns, trace.end_ns
 
 
 def _spans(trace: Trace) -> list[tuple[str, int, int]]:
@@ -118,12 +149,17 @@ def overlaps_of(trace: Trace) -> list[str]:
     return [event["text"] for event in trace.events if event["e"] == "overlap"]
 
 
-def warnings_of(trace: Trace, parts: list[Measured]) -> list[Warning]:
-    """Everything a reader of the figures must know."""
+def said_of(trace: Trace) -> list[Warning]:
+    """What a reader of the figures must know about the window as a whole."""
     found = [Warning(code="meter", text=text) for text in trace.remarks]
-    for part in parts:
-        found += part.warnings
-    found += [Warning(code="overlap", text=text) for text in overlaps_of(trace)]
+    for code in ("overlap", "nested"):
+        said = [event["text"] for event in trace.events if event["e"] == code]
+        found += [Warning(code=code, text=text) for text in said]
+    found += [
+        Warning(code=event["code"], text=event["text"])
+        for event in trace.events
+        if event["e"] == "warning"
+    ]
     wanted = trace.plan["settings"]["cpu_attribution"] == "cgroup"
     if wanted and trace.samples and trace.samples[0].cgroup_s is None:
         text = "the job is in no control group of its own; its processes' CPU time is charged"

@@ -1,8 +1,9 @@
 """The trace of a window: every sample and event, as text while it runs and as Parquet after.
 
 Times are nanoseconds of CLOCK_MONOTONIC, energies cumulative counters. The Parquet file holds all
-that a sidecar is computed from: one row a sample, one column a meter, and in the schema's metadata
-(key ``angelshare``) the plan of the window, the devices, the events and how sampling ended.
+that a sidecar is computed from: one row a sample, one column a meter (and, for reading, the phase
+and the utilisation of the CPU), and in the schema's metadata (key ``angelshare``) the plan of the
+window, the devices, the events and how sampling ended.
 """
 
 from __future__ import annotations
@@ -78,6 +79,17 @@ class Trace:
         return max(self.start_ns, self.samples[-1].t_ns if self.samples else 0)
 
 
+def read_plan(path: Path) -> dict[str, Any]:
+    """The plan of a running window from its trace; raises OSError or ValueError without one."""
+    with path.open("rb") as stream:
+        line = stream.readline()
+    try:
+        plan: dict[str, Any] = json.loads(line)["plan"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} holds no trace") from error
+    return plan
+
+
 def read_text(path: Path) -> Trace:
     """Parse a running (or broken off) trace; torn lines are counted and skipped."""
     trace: Trace | None = None
@@ -151,6 +163,7 @@ def write_parquet(trace: Trace, path: Path) -> list[str]:
     for zone in trace.zones:
         values = [sample.rapl.get(zone) for sample in trace.samples]
         columns[f"{zone}_uj"] = pa.array(values, pa.int64())
+    columns |= {name: pa.array(rates, pa.float64()) for name, rates in _cpu_rates(trace).items()}
     columns["phase"] = pa.array(_phases_at(trace), pa.string())
     names = ("plan", "gpus", "zones", "remarks", "events", "end", "samplers", "torn_rows")
     metadata = json.dumps({name: getattr(trace, name) for name in names})
@@ -163,6 +176,19 @@ def write_parquet(trace: Trace, path: Path) -> list[str]:
 def _column_types(pa: Any) -> dict[str, Any]:
     whole = dict.fromkeys(("t_ns", "utc_ns", "boot_ns", "rss_bytes", "used_bytes"), pa.int64())
     return {**whole, **dict.fromkeys(("cpu_s", "cgroup_s", "busy_s"), pa.float64())}
+
+
+def _cpu_rates(trace: Trace) -> dict[str, list[float | None]]:
+    """CPU time since the sample before, of the machine and of the job, in percent of one thread."""
+    found: dict[str, list[float | None]] = {"busy_cpu_percent": [], "job_cpu_percent": []}
+    before: Sample | None = None
+    for sample in trace.samples:
+        length_s = (sample.t_ns - before.t_ns) / 1e9 if before is not None else 0.0
+        for name, seconds in (("busy_cpu_percent", "busy_s"), ("job_cpu_percent", "cpu_s")):
+            used_s = getattr(sample, seconds) - getattr(before, seconds) if length_s > 0 else None
+            found[name].append(None if used_s is None else max(0.0, 100 * used_s / length_s))
+        before = sample
+    return found
 
 
 def _phases_at(trace: Trace) -> list[str | None]:

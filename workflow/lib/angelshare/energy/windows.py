@@ -26,12 +26,14 @@ from types import FrameType
 from typing import Any, Literal
 
 import angelshare
-from angelshare.energy.attempts import read_attempts, settle
+from angelshare.energy.attempts import await_ranks, read_attempts, settle
 from angelshare.energy.carbon import plan_carbon
 from angelshare.energy.child import SamplerProcess
-from angelshare.energy.closing import Status, close_attempt, parquet_trace, text_trace, utc
+from angelshare.energy.closing import close_attempt, parquet_trace, text_trace
+from angelshare.energy.computing import Status, utc
 from angelshare.energy.constants import estimator
-from angelshare.energy.machine import env_of, run_of
+from angelshare.energy.enclosing import enclosing, said_to_children
+from angelshare.energy.machine import descends_from, env_of, run_of
 from angelshare.energy.measures import Baseline, Interval, Total
 from angelshare.energy.overlaps import Presence
 from angelshare.energy.probes.rapl import find_zones
@@ -131,6 +133,10 @@ class Window:
         """Note a file that was read, its digest, and what made it."""
         self.emit("read", file={"path": str(path), "sha256": sha256, "producer": producer})
 
+    def warn(self, code: str, text: str) -> None:
+        """Note something that a reader of the record must know."""
+        self.emit("warning", code=code, text=text)
+
     def made(self, path: Path | str, sha256: str, size_bytes: int | None = None) -> None:
         """Note a file that was made."""
         self.emit("made", file={"path": str(path), "sha256": sha256, "bytes": size_bytes})
@@ -152,7 +158,7 @@ def window(
     job = dataclasses.replace(job, attempts=job.attempts.absolute(), sidecar=job.sidecar.absolute())
     opened = _open(job, settings, carbon, baseline)
     try:
-        with _terminable():
+        with _terminable(), said_to_children(opened.attempt):
             yield opened
     except BaseException as error:
         if os.getpid() == opened.pid:
@@ -192,6 +198,10 @@ def _open(
     opened.presence = Presence(identity, job.rule, [*seen.gpus, *zones])
     _synchronise()
     opened.emit("open")
+    within = plan["run"].get("within")
+    if within is not None:
+        text = f"this window lies within window {within}: both charge its processes' CPU and memory"
+        opened.emit("nested", id=within, text=text)
     return opened
 
 
@@ -216,11 +226,15 @@ def _plan(
         repeat=job.repeat,
         seed=job.seed,
     )
+    run = run_of(job.workflow_id, job.config_sha256)
+    _, outer = enclosing()
+    if outer is not None and descends_from(Run.model_validate(outer["run"])):
+        run.within = outer["record"]["id"]
     estimated = settings.cpu in ("auto", "estimate") or settings.dram == "auto"
     live = (settings.live or job.attempts).absolute() / f"angelshare-{record.id}.prom"
     return {
         "record": record.model_dump(mode="json"),
-        "run": run_of(job.workflow_id, job.config_sha256).model_dump(mode="json"),
+        "run": run.model_dump(mode="json"),
         "env": env_of().model_dump(mode="json"),
         "settings": settings.model_dump(mode="json"),
         "estimator": dataclasses.asdict(estimator(settings.cpu_tdp_w)) if estimated else None,
@@ -277,10 +291,11 @@ def _close(
     _synchronise()
     if opened.work:
         opened.emit("work", work=dict(opened.work))
-    for text in opened.presence.leave() if opened.presence is not None else []:
-        opened.emit("overlap", text=text)
+    for other in opened.presence.leave() if opened.presence is not None else []:
+        opened.emit("overlap", **other)
     assert opened.sampler is not None
     opened.sampler.close(opened.emit("close"))
+    await_ranks(opened.attempt)
     trace = read_text(text_trace(opened.attempt))
     trace.events = opened.events
     close_attempt(

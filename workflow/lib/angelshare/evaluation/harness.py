@@ -13,7 +13,13 @@ import io
 import logging
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import (
+    AbstractContextManager,
+    ExitStack,
+    contextmanager,
+    nullcontext,
+    redirect_stderr,
+)
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +41,9 @@ Progress = Callable[[int, int, str], None]
 """Takes the requests answered, the requests known of and a remark."""
 Count = Callable[..., None]
 """Takes work done as keyword arguments: prompt, generated, evaluated (tokens), samples."""
+Phase = Callable[[str], AbstractContextManager[None]]
+"""Marks a stretch of work by name: ``prefill`` (prompts, and the first token of each answer) and
+``decode`` (the other tokens)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,10 +78,18 @@ class Score:
 class CountingLM(HFLM):
     """The harness's transformers back end; counts the tokens that pass through the model."""
 
-    def __init__(self, *args: Any, progress: Progress, count: Count, **kwargs: Any) -> None:
-        """``count`` takes what each call processed, ``progress`` how many requests are done."""
+    def __init__(
+        self,
+        *args: Any,
+        progress: Progress,
+        count: Count,
+        phase: Phase = lambda _name: nullcontext(),
+        **kwargs: Any,
+    ) -> None:
+        """``count`` takes what each call processed, ``progress`` how many requests are done,
+        ``phase`` marks what is prefill and what is decoding."""
         super().__init__(*args, **kwargs)
-        self.progress, self.count = progress, count
+        self.progress, self.count, self.phase = progress, count, phase
         self.done = self.requests = 0
 
     def _note(self, requests: int, **tokens: int) -> None:
@@ -100,13 +117,31 @@ class CountingLM(HFLM):
         self, context: Tensor, max_length: int, stop: list[str], **kwargs: Any
     ) -> Tensor:
         """Count prompt tokens, and answer tokens up to the first end of sequence."""
-        tokens: Tensor = super()._model_generate(context, max_length, stop, **kwargs)
+        with self._phases():
+            tokens: Tensor = super()._model_generate(context, max_length, stop, **kwargs)
         ends = (tokens[:, context.shape[1] :] == self.eot_token_id).int()
         generated = int(((ends.cumsum(1) - ends) == 0).sum())
         prompt = int(kwargs["attention_mask"].sum())
         evaluated = prompt + generated
         self._note(len(context), prompt=prompt, generated=generated, evaluated=evaluated)
         return tokens
+
+    @contextmanager
+    def _phases(self) -> Iterator[None]:
+        """Mark the first forward pass within as prefill, and what follows as decoding."""
+        with ExitStack() as now:
+            now.enter_context(self.phase("prefill"))
+
+            def answered(*_: Any) -> None:
+                first.remove()
+                now.close()
+                now.enter_context(self.phase("decode"))
+
+            first = self.model.register_forward_hook(answered)
+            try:
+                yield
+            finally:
+                first.remove()
 
     def _loglikelihood_tokens(self, requests: list[Any], *args: Any, **kwargs: Any) -> Any:
         """Count the tokens of contexts and continuations."""
@@ -123,6 +158,8 @@ def evaluate_model(
     progress: Progress,
     count: Count,
     revision: str | None = None,
+    trust_remote_code: bool = False,
+    phase: Phase = lambda _name: nullcontext(),
 ) -> list[Score]:
     """Score a model folder (or hub model) on the tasks of ``settings``, in their order.
 
@@ -150,10 +187,13 @@ def evaluate_model(
             model=CountingLM(
                 pretrained=str(Path(model).absolute() if Path(model).is_dir() else model),
                 revision=revision or "main",
+                trust_remote_code=trust_remote_code,
+                use_safetensors=True,
                 batch_size=settings.batch_size,
                 device="cuda" if torch.cuda.is_available() else "cpu",
                 progress=progress,
                 count=count,
+                phase=phase,
             ),
             tasks=list(settings.tasks),
             num_fewshot=settings.few_shot,

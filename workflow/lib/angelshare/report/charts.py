@@ -32,6 +32,7 @@ def chart_data(tables: Tables, benchmarks: list[str]) -> dict[str, Any]:
         "points": _points(tables, benchmarks),
         "stages": _stages(tables),
         "breakEven": _break_even(tables),
+        "traces": _traces(tables),
         "mostRuns": most_runs(tables.break_even) if tables.break_even.height else 12.0,
     }
 
@@ -100,6 +101,23 @@ def _stages(tables: Tables) -> dict[str, Any]:
             for view in VIEWS
         },
     }
+
+
+def _traces(tables: Tables) -> list[dict[str, Any]]:
+    """One chart per attempt whose trace is kept: its lines with a second axis for busy threads."""
+    found = []
+    for (_, job, stage), group in tables.traces.group_by("id", "job", "stage", maintain_order=True):
+        lines = [
+            {
+                "name": component,
+                "unit": unit,
+                "t": [round(value, 2) for value in line["t_s"]],
+                "value": [round(value, 3) for value in line["value"]],
+            }
+            for (component, unit), line in group.group_by("component", "unit", maintain_order=True)
+        ]
+        found.append({"job": job, "stage": stage_name(str(stage)), "lines": lines})
+    return found
 
 
 def _break_even(tables: Tables) -> list[dict[str, Any]]:

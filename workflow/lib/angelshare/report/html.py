@@ -22,7 +22,7 @@ import angelshare
 from angelshare.accounting.findings import findings
 from angelshare.accounting.tables import TABLE_NAMES, Tables
 from angelshare.files import publish_bytes
-from angelshare.report import display
+from angelshare.report import display, measures
 from angelshare.report.charts import chart_data
 from angelshare.report.style import VIEW_CAPTIONS, VIEW_TITLES
 
@@ -65,6 +65,7 @@ def render(tables: Tables, *, title: str, facts: Mapping[str, str]) -> str:
         facts=facts,
         version=angelshare.__version__,
         findings=findings(tables),
+        traced=tables.traces.height > 0,
         views=[(view, VIEW_TITLES[view], VIEW_CAPTIONS[view]) for view in VIEW_TITLES],
         shown={
             "summary": display.summary(tables),
@@ -75,6 +76,10 @@ def render(tables: Tables, *, title: str, facts: Mapping[str, str]) -> str:
             "attempts": display.attempts_by_stage(tables),
             "meters": display.meters(tables),
             "carbon": display.carbon(tables),
+            "benchmarks": measures.benchmarks(tables, benchmarks(tables)),
+            "efficiency": measures.efficiency(tables),
+            "sensitivity": measures.sensitivity(tables),
+            "predictions": measures.predictions(tables),
         },
         data=_script_json(chart_data(tables, benchmarks(tables))),
         plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")),

@@ -16,102 +16,34 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
-
-from pydantic import ConfigDict, Field, ValidationError
+from typing import TYPE_CHECKING, Any
 
 from angelshare.errors import AngelshareError
 from angelshare.files import publish_bytes, publish_first, publish_json
-from angelshare.recipes import digest, recipe_key
-from angelshare.settings import Settings
+from angelshare.recipes import recipe_key
 from angelshare.store.consumers import Consumer
 from angelshare.store.objects import ObjectStore, writing
+from angelshare.store.provenance import Provenance
+from angelshare.store.records import (
+    FILE_NAMES,
+    REPAIR,
+    Manifest,
+    Receipt,
+    StoredFile,
+    content_digest,
+    load,
+    to_json,
+)
 
-Record = TypeVar("Record", bound=Settings)
+if TYPE_CHECKING:
+    from angelshare.store.checks import Checks
 
-REPAIR = "Run `angelshare verify --repair`, then the workflow again: it remakes that part alone."
-
-
-class StoredFile(Settings):
-    """One object of a part, under the name it has inside the artifact."""
-
-    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=200)
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    bytes: int = Field(ge=0)
-
-    @property
-    def suffix(self) -> str:
-        """The object's suffix, without the dot."""
-        return self.name.rpartition(".")[2]
-
-
-class Receipt(Settings):
-    """A part that was committed: its objects and the content they were really made from."""
-
-    model_config = ConfigDict(populate_by_name=True)
-
-    schema_name: str = Field(default="angelshare/receipt/1", alias="schema")
-    kind: str
-    key: str
-    part: int = Field(ge=0)
-    files: list[StoredFile]
-    rows: int = 0
-    tokens: int = 0
-    inputs: dict[str, str] = {}
-    """Content digest of each input by its role."""
-
-
-class Manifest(Settings):
-    """What a whole artifact is."""
-
-    model_config = ConfigDict(populate_by_name=True)
-
-    schema_name: str = Field(default="angelshare/manifest/1", alias="schema")
-    kind: str
-    key: str
-    recipe: dict[str, Any]
-    parts: list[Receipt]
-    rows: int
-    tokens: int
-    bytes: int
-    content_sha256: str
-    """Digest over the parts' object digests, in order: equal content, equal digest."""
-
-    def describes(self, kind: str, key: str) -> bool:
-        """Whether this is the manifest of that artifact, and what it says of itself is true."""
-        named = [(kind, key, number) for number in range(len(self.parts))]
-        return (
-            (self.kind, self.key) == (kind, key)
-            and recipe_key(kind, self.recipe) == key
-            and [(part.kind, part.key, part.part) for part in self.parts] == named
-            and content_digest(self.parts) == self.content_sha256
-        )
-
-
-def to_json(model: Settings) -> bytes:
-    """The byte-stable JSON of a receipt, manifest or consumer record."""
-    text = json.dumps(model.model_dump(by_alias=True), indent=1, sort_keys=True, ensure_ascii=False)
-    return (text + "\n").encode()
-
-
-def load(model: type[Record], path: Path) -> Record:
-    """Read and check a JSON record of the store.
-
-    Raises:
-        AngelshareError: when the file is missing, no JSON, or not of the expected form.
-    """
-    try:
-        return model.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise AngelshareError(f"{path} cannot be read ({error.strerror}). {REPAIR}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise AngelshareError(f"{path} is damaged: {where}: {first['msg']}. {REPAIR}") from error
+_NAME = re.compile(r"([a-z][a-z_]{0,31})/([0-9a-f]{1,64})")
 
 
 class ArtifactStore:
@@ -127,7 +59,13 @@ class ArtifactStore:
         self.layers = [ArtifactStore(layer) for layer in layers]
 
     def artifact(self, kind: str, key: str) -> Artifact:
-        """The artifact of this kind and key, whether or not it exists yet."""
+        """The artifact of this kind and key, whether or not it exists yet.
+
+        Raises:
+            AngelshareError: when the two, which may come from a manifest, are no plain names.
+        """
+        if not _NAME.fullmatch(f"{kind}/{key}"):
+            raise AngelshareError(f"{kind!r} and {key!r} are not the kind and key of an artifact.")
         own = Artifact(self, kind, key)
         if self.layers and not own.manifest_path.exists():
             for layer in self.layers:
@@ -213,8 +151,10 @@ class Artifact:
         files: Mapping[str, Path],
         *,
         inputs: Mapping[str, str],
+        input_keys: Mapping[str, str] | None = None,
         rows: int = 0,
         tokens: int = 0,
+        provenance: Provenance | None = None,
     ) -> Receipt:
         """Store a part's files as objects, then publish its receipt: in that order, always.
 
@@ -224,37 +164,31 @@ class Artifact:
         Args:
             files: name inside the artifact -> file that was made.
             inputs: role -> content digest of what the part was really made from.
+            input_keys: role -> ``kind/key`` of that artifact.
         """
+        names = FILE_NAMES.validate_python(sorted(files))
         with writing(self.store.root):
-            return self._commit(part, files, inputs, rows, tokens)
-
-    def _commit(
-        self,
-        part: int,
-        files: Mapping[str, Path],
-        inputs: Mapping[str, str],
-        rows: int,
-        tokens: int,
-    ) -> Receipt:
-        stored = []
-        for name in sorted(files):
-            sha256, size = self.store.objects.put(files[name], name.rpartition(".")[2])
-            stored.append(StoredFile(name=name, sha256=sha256, bytes=size))
-        receipt = Receipt(
-            kind=self.kind,
-            key=self.key,
-            part=part,
-            files=stored,
-            rows=rows,
-            tokens=tokens,
-            inputs=dict(inputs),
-        )
-        while not publish_first(self.receipt_path(part), to_json(receipt)):
-            earlier = self.adopt(part)
-            if earlier is not None:
-                return earlier
-            self.receipt_path(part).unlink(missing_ok=True)
-        return receipt
+            stored = []
+            for name in names:
+                sha256, size = self.store.objects.put(files[name], name.rpartition(".")[2])
+                stored.append(StoredFile(name=name, sha256=sha256, bytes=size))
+            receipt = Receipt(
+                kind=self.kind,
+                key=self.key,
+                part=part,
+                files=stored,
+                rows=rows,
+                tokens=tokens,
+                inputs=dict(inputs),
+                input_keys=dict(input_keys or {}),
+                provenance=provenance or Provenance(),
+            )
+            while not publish_first(self.receipt_path(part), to_json(receipt)):
+                earlier = self.adopt(part)
+                if earlier is not None:
+                    return earlier
+                self.receipt_path(part).unlink(missing_ok=True)
+            return receipt
 
     def seal(self, recipe: Mapping[str, Any], parts: int) -> Manifest:
         """Publish the manifest over the receipts of all ``parts``.
@@ -304,10 +238,14 @@ class Artifact:
             )
         return manifest
 
-    def paths(self) -> list[Path]:
-        """The verified objects of a one-file-per-part artifact, in order of parts."""
+    def paths(self, checks: Checks | None = None) -> list[Path]:
+        """The verified objects of a one-file-per-part artifact, in order of parts.
+
+        With ``checks`` their digests are taken while the caller reads, who joins them before its
+        result is published.
+        """
         return [
-            self.verified(receipt, file)
+            checks.path(self, receipt, file) if checks else self.verified(receipt, file)
             for receipt in self.manifest().parts
             for file in receipt.files
         ]
@@ -326,36 +264,45 @@ class Artifact:
         return self.store.objects.path(file.sha256, file.suffix)
 
     @contextmanager
-    def as_folder(self) -> Iterator[Path]:
-        """A temporary folder in which the artifact's files have their own names (as links)."""
+    def as_folder(self, checks: Checks | None = None) -> Iterator[Path]:
+        """A temporary folder in which the artifact's files have their own names (as links).
+
+        ``checks`` as in `paths`.
+        """
         with TemporaryDirectory(prefix="angelshare-") as name:
             folder = Path(name)
             for receipt in self.manifest().parts:
                 for file in receipt.files:
-                    (folder / file.name).symlink_to(self.verified(receipt, file).resolve())
+                    found = (checks.path if checks else Artifact.verified)(self, receipt, file)
+                    (folder / file.name).symlink_to(found.resolve())
             yield folder
 
     # -- consumers ------------------------------------------------------------------------------
 
     def add_consumer(self, consumer: Consumer) -> None:
-        """Record that a student run read this artifact; once, however often the run is repeated."""
+        """Record that a student run read this artifact; once, however often the run is repeated.
+
+        A run that was repeated because the content had changed says so in its record.
+        """
         name = f"{consumer.id}.json"
-        if not any((folder / name).exists() for folder in self.consumers_folders):
-            with writing(self.consumers_folders[-1]):
-                publish_json(self.consumers_folders[-1] / name, consumer.model_dump())
+        known = [folder / name for folder in self.consumers_folders if (folder / name).exists()]
+        if known and (
+            consumer.content_sha256 is None
+            or load(Consumer, known[-1]).content_sha256 in (None, consumer.content_sha256)
+        ):
+            return
+        folder = self.consumers_folders[-1]
+        with writing(folder):
+            publish_json(folder / name, consumer.model_dump())
 
     def consumers(self) -> list[Consumer]:
         """Every run, of every team, that read this artifact."""
-        paths = [path for folder in self.consumers_folders for path in folder.glob("*.json")]
-        return [load(Consumer, path) for path in sorted(paths, key=lambda path: path.name)]
-
-
-def content_digest(parts: list[Receipt]) -> str:
-    """The digest of an artifact's content: its files' names and digests, part by part."""
-    return digest(
-        "angelshare/content",
-        [[[file.name, file.sha256] for file in receipt.files] for receipt in parts],
-    )
+        found = {
+            path.name: path
+            for folder in self.consumers_folders
+            for path in sorted(folder.glob("*.json"))
+        }
+        return [load(Consumer, found[name]) for name in sorted(found)]
 
 
 def _touch(path: Path) -> None:

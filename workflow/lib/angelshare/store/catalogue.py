@@ -16,9 +16,9 @@ from jinja2 import Environment, StrictUndefined
 from angelshare.energy.attempts import bill_of, read_attempts
 from angelshare.files import publish_bytes, publish_json
 from angelshare.store.artifacts import Artifact, ArtifactStore
+from angelshare.store.provenance import licence_texts, restricted_models
 
 SCHEMA_NAME = "angelshare/catalogue/1"
-LICENCES = ("licence", "license")
 
 PAGE = """<!doctype html>
 <html lang="en">
@@ -38,15 +38,19 @@ small { color: #555 }
 </style>
 <h1>{{ title }}</h1>
 <p>{{ artifacts | length }} artifacts. Each is reused by any run whose recipe has its key.</p>
-<div class="wide"><table>
-<tr><th>Artifact<th>Settings<th>Licence<th class="n">Rows<th class="n">Tokens<th class="n">Bytes
-<th class="n">Energy<th class="n">Consumers
+<div class="wide" role="region" aria-label="Artifacts" tabindex="0"><table>
+<tr><th scope="col">Artifact<th scope="col">Settings<th scope="col">Licence
+<th scope="col" class="n">Rows<th scope="col" class="n">Tokens<th scope="col" class="n">Bytes
+<th scope="col" class="n">Energy<th scope="col" class="n">Consumers
 {% for one in artifacts %}
-<tr><td>{{ one.kind }}<br><small><code>{{ one.key }}</code></small>
+<tr><th scope="row">{{ one.kind }}<br><small><code>{{ one.key }}</code></small>
 <td><details><summary>{{ one.summary }}</summary><small>
 {% for name, value in one.settings.items() %}{{ name }} = {{ value }}<br>
 {% endfor %}</small></details>
-<td>{{ one.licence or "not stated" }}
+<td>{% for name, text in one.licences.items() %}{{ text }} <small>({{ name }})</small><br>
+{% else %}not stated{% endfor %}
+{% if one.restricted %}<strong>{{ one.restricted | join(", ") }} restricts training on its outputs
+</strong>{% endif %}
 <td class="n">{{ "{:,}".format(one.rows) }}
 <td class="n">{{ "{:,}".format(one.tokens) }}
 <td class="n">{{ "{:,}".format(one.bytes) }}
@@ -90,9 +94,7 @@ def render(found: Mapping[str, Any], title: str = "Teacher artifacts") -> str:
 def _entry(artifact: Artifact) -> dict[str, Any]:
     manifest = artifact.manifest()
     settings = dict(_flat(manifest.recipe))
-    licences = {
-        str(value) for name, value in settings.items() if name.rpartition(".")[2] in LICENCES
-    }
+    records = [record for record, _ in manifest.provenances]
     return {
         "kind": manifest.kind,
         "key": manifest.key,
@@ -105,7 +107,8 @@ def _entry(artifact: Artifact) -> dict[str, Any]:
         "tokens": manifest.tokens,
         "bytes": manifest.bytes,
         "energy": _energy(artifact),
-        "licence": ", ".join(sorted(licences)) or None,
+        "licences": licence_texts(records),
+        "restricted": restricted_models(records),
         "consumers": [
             consumer.model_dump(include={"run", "team", "tokens_read", "utc"})
             for consumer in artifact.consumers()

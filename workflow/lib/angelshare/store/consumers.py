@@ -20,6 +20,8 @@ class Consumer(Settings):
     team: str
     tokens_read: int = Field(ge=0)
     utc: str
+    content_sha256: str | None = None
+    """The artifact's content digest when it was read; null in records of older versions."""
 
 
 def consumer_id(team: str, run_key: str) -> str:

@@ -30,8 +30,9 @@ from pydantic import ValidationError
 
 from angelshare.files import TEMPORARY_PREFIX, make_folder, publish_first
 from angelshare.settings import Settings
-from angelshare.store.artifacts import Artifact, Receipt
+from angelshare.store.artifacts import Artifact
 from angelshare.store.objects import writing
+from angelshare.store.records import Receipt
 
 BEAT_S = 5.0
 DEAD_AFTER_S = 60.0

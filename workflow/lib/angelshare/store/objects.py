@@ -15,8 +15,8 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,27 +91,50 @@ class ObjectStore:
 
     def put(self, source: Path, suffix: str) -> tuple[str, int]:
         """Copy ``source`` into the store; return its sha256 and size in bytes."""
-        make_folder(self.root)
-        staging = self.root / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
-        try:
+        with self._staging() as staging:
             shutil.copyfile(source, staging)
             sync_file(staging, 0o444)
             sha256, size = _digest(staging), staging.stat().st_size
-            target = self.path(sha256, suffix)
-            make_folder(target.parent)
-            if os.path.lexists(target) and self.fault(sha256, suffix, size) is not None:
-                os.replace(staging, target)
-            else:
-                try:
-                    os.link(staging, target)
-                except FileExistsError:
-                    # As young as a new one, so that no collection takes it before its receipt.
-                    with suppress(PermissionError):
-                        os.utime(target)
-            sync_folder(target.parent)
-            return sha256, size
+            self._publish(staging, sha256, suffix, size)
+        return sha256, size
+
+    def receive(self, blocks: Iterable[bytes], sha256: str, suffix: str) -> None:
+        """Store bytes that arrive block by block from elsewhere as the object they should be.
+
+        Raises:
+            AngelshareError: when their digest is another one; nothing of them is kept.
+        """
+        hasher, size = hashlib.sha256(), 0
+        with self._staging() as staging:
+            with staging.open("wb") as stream:
+                for block in blocks:
+                    hasher.update(block)
+                    size += stream.write(block)
+            if hasher.hexdigest() != sha256:
+                raise AngelshareError(f"{sha256} arrived with digest {hasher.hexdigest()}")
+            sync_file(staging, 0o444)
+            self._publish(staging, sha256, suffix, size)
+
+    @contextmanager
+    def _staging(self) -> Iterator[Path]:
+        """A temporary path on the store's file system, gone afterwards."""
+        make_folder(self.root)
+        staging = self.root / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
+        try:
+            yield staging
         finally:
             staging.unlink(missing_ok=True)
+
+    def _publish(self, staging: Path, sha256: str, suffix: str, size: int) -> None:
+        """Give flushed bytes their name; sound ones that have it already stay."""
+        target = self.path(sha256, suffix)
+        make_folder(target.parent)
+        if os.path.lexists(target) and self.fault(sha256, suffix, size) is not None:
+            os.replace(staging, target)
+        else:
+            while not _linked(staging, target):
+                pass
+        sync_folder(target.parent)
 
     def fault(self, sha256: str, suffix: str, size: int) -> ObjectFault | None:
         """Why the object cannot be trusted (missing, truncated, altered), or None. Reads it all."""
@@ -145,6 +168,22 @@ class ObjectStore:
         if not stat.S_ISREG(status.st_mode) or path.parent.is_symlink():
             return None
         return status.st_size
+
+
+def _linked(staging: Path, target: Path) -> bool:
+    """Make the object, or make the one that is there as young as a new one, so that no collection
+    takes it before its receipt; False where a collection took it in that very moment."""
+    try:
+        os.link(staging, target)
+    except FileExistsError:
+        try:
+            os.utime(target)
+        except PermissionError:
+            # Another user's: the same bytes as one's own.
+            os.replace(staging, target)
+        except FileNotFoundError:
+            return False
+    return True
 
 
 def _digest(path: Path) -> str:

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
@@ -31,14 +30,18 @@ Batch = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherTargets:
-    """A teacher's k best tokens at a sequence's n targets."""
+    """What a teacher's cache keeps of a sequence's n targets: K tokens in all."""
 
+    kept: np.ndarray
+    """int32 [n], how many tokens each position has; sums to K."""
     token_ids: np.ndarray
-    """int32 [n, k]."""
+    """int32 [K], one position after the other."""
     logits: np.ndarray
-    """float32 [n, k], log-probabilities at temperature 1."""
+    """float32 [K], log-probabilities at temperature 1, or the logarithm of a sample's weights."""
     log_partition: np.ndarray
     """float32 [n], at the temperature of the loss."""
+    tail: bool
+    """Whether the mass that is missing belongs to other tokens; a sample's weights sum to 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,9 @@ class EncodedDataset(Dataset[Example]):
 
     ``dropped`` counts the rows without any (no answer, or an answer beyond ``max_length``).
     """
+
+    workers = 0
+    """Processes that should make batches ahead of the training."""
 
     def __init__(
         self, table: pa.Table, tokenizer: PreTrainedTokenizerBase, max_length: int
@@ -91,6 +97,13 @@ class DistilledDataset(EncodedDataset):
         tokenizers differ, or when ``temperature`` is not one of the cache's grid.
         """
         self.column = grid_index(temperature, cache.info.temperatures)
+        codec = cache.info.codec
+        if not codec.tail and temperature != 1.0:
+            raise AngelshareError(
+                f"temperature {temperature}: this logit cache holds draws from the teacher at "
+                f"temperature 1 (codec {codec.name}), whose weights are right for no other. Use "
+                "temperature 1, or capture with the codec topk_tail"
+            )
         found = tokenizer_digest(tokenizer)
         if cache.info.tokenizer_sha256 != found:
             raise AngelshareError(
@@ -101,23 +114,25 @@ class DistilledDataset(EncodedDataset):
             )
         super().__init__(table, tokenizer, max_length)
         self.cache = cache
+        self.workers = 0 if cache.stays_in_memory else 1
         self._cache_rows = _aligned(self.rows, cache, max_length)
 
     def __getitem__(self, index: int) -> Example:
         cached = self.cache.row(self._cache_rows[index])
         teacher = TeacherTargets(
+            kept=cached.kept,
             token_ids=cached.token_ids,
             logits=cached.logits,
             log_partition=cached.log_partition[:, self.column],
+            tail=self.cache.info.codec.tail,
         )
         return Example(self.rows[index].encoded, teacher)
 
 
 def _aligned(rows: Sequence[EncodedRow], cache: LogitCache, max_length: int) -> list[int]:
     """The cache row of each row; ``AngelshareError`` names the first that is missing or differs."""
-    cached = [cache.row(number) for number in range(len(cache))]
-    places = {row.id: (number, row.tokens_sha256) for number, row in enumerate(cached)}
-    if len(places) != len(cached):
+    places = {row_id: (number, digest) for number, (row_id, digest) in enumerate(cache.keys())}
+    if len(places) != len(cache):
         raise AngelshareError(
             "the logit cache's parts hold a row id twice; they do not belong together"
         )
@@ -125,7 +140,7 @@ def _aligned(rows: Sequence[EncodedRow], cache: LogitCache, max_length: int) -> 
     for row_id, encoded in rows:
         if row_id not in places:
             raise AngelshareError(
-                f"row {row_id!r} is not in the logit cache ({len(cached)} rows), so the cache was "
+                f"row {row_id!r} is not in the logit cache ({len(cache)} rows), so the cache was "
                 "made from another table. Capture the logits of the table the student trains on"
             )
         number, digest = places[row_id]
@@ -144,24 +159,35 @@ def collator(pad_id: int) -> Callable[[Sequence[Example]], Batch]:
     """A function from examples to a batch.
 
     ``input_ids``, ``attention_mask`` and ``labels`` are int64 [B, L]; where examples carry a
-    teacher, ``teacher_ids`` int64 [T, k], ``teacher_logits`` float32 [T, k] and
-    ``teacher_log_partition`` float32 [T] follow, T being the batch's target positions.
+    teacher, ``teacher_ids`` int64 [T, K], ``teacher_logits`` float32 [T, K] and
+    ``teacher_log_partition`` float32 [T] follow, T being the batch's target positions and K the
+    most tokens that one of them has; unused slots hold id 0 and -inf. ``teacher_tail`` says whether
+    what the slots lack of the mass 1 is the other tokens' (``TeacherTargets.tail``).
     """
 
     def collate(examples: Sequence[Example]) -> Batch:
         batch = _padded([example.encoded for example in examples], pad_id)
         teachers = [example.teacher for example in examples if example.teacher is not None]
         if teachers:
-            batch["teacher_ids"] = _flat([t.token_ids for t in teachers]).long()
-            batch["teacher_logits"] = _flat([t.logits for t in teachers])
-            batch["teacher_log_partition"] = _flat([t.log_partition for t in teachers])
+            batch |= _teacher_slots(teachers)
         return batch
 
     return collate
 
 
-def _flat(arrays: Sequence[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.concatenate(arrays))
+def _teacher_slots(teachers: Sequence[TeacherTargets]) -> Batch:
+    kept = np.concatenate([teacher.kept for teacher in teachers])
+    used = np.arange(kept.max()) < kept[:, None]
+    ids, logits = np.zeros(used.shape, np.int64), np.full(used.shape, -np.inf, np.float32)
+    ids[used] = np.concatenate([teacher.token_ids for teacher in teachers])
+    logits[used] = np.concatenate([teacher.logits for teacher in teachers])
+    partition = np.concatenate([teacher.log_partition for teacher in teachers])
+    return {
+        "teacher_ids": torch.from_numpy(ids),
+        "teacher_logits": torch.from_numpy(logits),
+        "teacher_log_partition": torch.from_numpy(partition),
+        "teacher_tail": teachers[0].tail,
+    }
 
 
 def _padded(sequences: Sequence[Encoded], pad_id: int) -> Batch:

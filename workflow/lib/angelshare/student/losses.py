@@ -1,18 +1,21 @@
-"""Losses of a student on target positions: pure functions, in nats, summed in float32.
+"""What a student is trained on: the teacher's distribution, and divergences from it.
 
-Shapes: T target positions, V vocabulary, k kept teacher tokens. Every function returns a **sum**
-over positions; the caller divides by the global count of target tokens, so that no loss depends on
-how a batch was cut into forward passes. Logits are first restricted to the tokenizer's vocabulary
-(`restrict`): the padding rows of an embedding matrix are -inf on both sides.
+Shapes: T target positions, V vocabulary, k kept teacher tokens. A teacher says at each position how
+likely its k kept tokens are; everything else is one more outcome, the tail. Divergences therefore
+compare k + 1 **buckets**, the tail last, and are true divergences: never negative, and 0 only where
+student and teacher agree on all of them. Values are in nats; logits enter `fused`, not this module.
 
-The teacher is a `TopK`: its k best tokens at each position with exact log-probabilities at the
-temperature of the loss. What is outside of them is one more outcome, the tail, whose mass
-1 - sum_j p_j is exact too, because the cache keeps the partition over the whole vocabulary.
+Written with d = log(y / x), each divergence is a sum of b(x, y) = x log(x / y) + y - x
+= x (exp(d) - 1 - d) ≥ 0. The added y - x vanish in the sum, since both sides sum to 1, and keep
+rounding from making it negative. Every function also returns its derivative by log q.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,6 +25,10 @@ from angelshare.student.settings import LossSettings
 
 IGNORED = -100
 """The label of a token that is no target (padding, prompts)."""
+NEVER = -1e30
+"""Stands for log 0: its exp is 0, and differences of two of them are 0 instead of NaN."""
+SMALLEST_TAIL = -24 * math.log(2)
+"""Log of the smallest tail mass that float32 log-probabilities of the kept tokens can show."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,22 +36,22 @@ class TopK:
     """A teacher's distribution at T positions and one temperature."""
 
     token_ids_Tk: Tensor
-    """int64; different within a row."""
+    """int64; those in use differ within a row, the first of a row is in use."""
     log_probs_Tk: Tensor
-    """float32, log-probabilities at ``temperature`` within the whole vocabulary."""
+    """float32, log-probabilities at ``temperature`` within the whole vocabulary; -inf: slot not in
+    use, its id means nothing."""
+    log_tail_T: Tensor
+    """float32, log of the mass outside the slots in use; -inf: none."""
     temperature: float
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LossSums:
-    """A batch's loss and its parts, each summed over target positions (0-d float32)."""
-
-    loss: Tensor
-    """What training minimises."""
-    cross_entropy: Tensor
-    """Of the hard labels, at temperature 1."""
-    divergence: Tensor | None
-    """T² times the divergence from the teacher; None without a teacher."""
+    def rows(self, here: slice) -> TopK:
+        """Some of the positions, as views."""
+        return TopK(
+            token_ids_Tk=self.token_ids_Tk[here],
+            log_probs_Tk=self.log_probs_Tk[here],
+            log_tail_T=self.log_tail_T[here],
+            temperature=self.temperature,
+        )
 
 
 def grid_index(temperature: float, grid: tuple[float, ...]) -> int:
@@ -59,94 +66,74 @@ def grid_index(temperature: float, grid: tuple[float, ...]) -> int:
 
 
 def at_temperature(
-    token_ids_Tk: Tensor, logits_Tk: Tensor, log_partition_T: Tensor, temperature: float
+    token_ids_Tk: Tensor,
+    logits_Tk: Tensor,
+    log_partition_T: Tensor,
+    temperature: float,
+    *,
+    tail: bool,
 ) -> TopK:
-    """The teacher at ``temperature``: log p_T(j) = logit_j / T - log sum_v exp(logit_v / T)."""
-    log_probs = logits_Tk.float() / temperature - log_partition_T.float()[:, None]
-    return TopK(token_ids_Tk=token_ids_Tk, log_probs_Tk=log_probs, temperature=temperature)
+    """The teacher at ``temperature``: log p_T(j) = logit_j / T - log sum_v exp(logit_v / T).
 
-
-def restrict(logits: Tensor, vocab_size: int) -> Tensor:
-    """The last axis cut to the tokenizer's ``vocab_size`` tokens, as if the rest were -inf."""
-    return logits[..., :vocab_size]
-
-
-def target_logits(logits_BLV: Tensor, labels_BL: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits [T, V] that predict the batch's targets, and the targets [T], row by row.
-
-    Position t-1 predicts the token at t, so the labels are shifted by one and the first of a row is
-    never a target.
+    Slots with a logit of -inf are not in use. Where there is a ``tail``, it is what the others
+    leave of 1, in float64; a sample's weights sum to 1 and have none.
     """
-    wanted_BL = labels_BL[:, 1:] != IGNORED
-    return logits_BLV[:, :-1][wanted_BL], labels_BL[:, 1:][wanted_BL]
-
-
-def cross_entropy_sum(student_logits_TV: Tensor, targets_T: Tensor) -> Tensor:
-    """Sum over positions of -log softmax(logits)[target]."""
-    return torch.nn.functional.cross_entropy(student_logits_TV.float(), targets_T, reduction="sum")
-
-
-def topk_kl_sum(student_logits_TV: Tensor, teacher: TopK) -> Tensor:
-    """T² · KL(p ‖ q) at the teacher's temperature, tail as one more outcome; ≥ 0.
-
-    With p_j, q_j over the k tokens and p_0, q_0 = 1 - sum_j over the tail,
-    KL = sum_j p_j log(p_j / q_j) + p_0 log(p_0 / q_0). T² keeps the size of the gradient
-    independent of T (Hinton, Vinyals, Dean 2015, arXiv:1503.02531). log q_0 is the logsumexp over
-    the complement, never log(1 - sum): its gradient stays finite when the student's top k hold all
-    mass.
-    """
-    scaled_TV = student_logits_TV.float() / teacher.temperature
-    log_z_T1 = scaled_TV.logsumexp(-1, keepdim=True)
-    log_p, log_q = teacher.log_probs_Tk, scaled_TV.gather(-1, teacher.token_ids_Tk) - log_z_T1
-    if teacher.token_ids_Tk.shape[-1] < student_logits_TV.shape[-1]:
-        tail_p_T1 = (1 - log_p.exp().sum(-1, keepdim=True)).clamp(min=0)
-        outside_TV = scaled_TV.scatter(-1, teacher.token_ids_Tk, -torch.inf)
-        log_p = torch.cat([log_p, tail_p_T1.log()], -1)
-        log_q = torch.cat([log_q, outside_TV.logsumexp(-1, keepdim=True) - log_z_T1], -1)
-    return teacher.temperature**2 * _divergence_terms(log_p, log_q).sum()
-
-
-def _divergence_terms(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """p log(p / q) + q - p elementwise: the KL divergence once summed, since p and q sum to 1 each.
-
-    Every term is ≥ 0, so rounding cannot make the sum negative. With d = log(q / p) a term is
-    p (exp(d) - 1 - d), which expm1 keeps accurate near q = p; where p vanishes it is q.
-    """
-    p = log_p.exp()
-    d = log_q - log_p
-    near = d.clamp(max=1)
-    terms = torch.where(
-        d < 1,
-        p * (torch.expm1(near) - near),
-        log_q.exp() - p - p * log_q + torch.xlogy(p, p),
+    log_probs = logits_Tk.double() / temperature - log_partition_T.double()[:, None]
+    log_tail_T = torch.full_like(log_probs[:, 0], -torch.inf)
+    if tail:
+        log_tail_T = torch.log(-torch.expm1(log_probs.logsumexp(-1).clamp(max=0)))
+    return TopK(
+        token_ids_Tk=token_ids_Tk,
+        log_probs_Tk=log_probs.float(),
+        log_tail_T=log_tail_T.float(),
+        temperature=temperature,
     )
-    return terms.clamp(min=0)
 
 
-def truncated_kl_sum(student_logits_TV: Tensor, teacher: TopK) -> Tensor:
-    """T² · sum_j p_j log(p_j / q_j) over the k kept tokens only: the paper's form.
+def forward_kl(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(p ‖ q) by bucket, and its derivative by log q."""
+    return _bregman(log_p, log_q, log_q - log_p), -log_p.exp()
 
-    No divergence: p and q do not sum to 1 over the kept tokens, so the value can be negative
-    (teacher 0.5, 0.2 and student 0.6, 0.3 give -0.172). Its gradient for a kept token is
-    a · q_j - p_j with a = sum_j p_j < 1, not 0 at q = p: it inflates the kept tokens by 1 / a and
-    drives the tail to 0.
+
+def reverse_kl(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(q ‖ p) by bucket, and its derivative by log q."""
+    return _bregman(log_q, log_p, log_p - log_q), log_q.exp() * (log_q - log_p)
+
+
+def jsd(log_p: Tensor, log_q: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """beta KL(p ‖ m) + (1 - beta) KL(q ‖ m), m = beta p + (1 - beta) q, and its derivative.
+
+    The generalised Jensen-Shannon divergence of Agarwal et al. 2023 (arXiv:2306.13649, eq. 1).
+    Divided by beta it becomes KL(p ‖ q) as beta → 0, and KL(q ‖ p) divided by 1 - beta as beta → 1.
     """
-    scaled_TV = student_logits_TV.float() / teacher.temperature
-    log_q = scaled_TV.log_softmax(-1).gather(-1, teacher.token_ids_Tk)
-    p = teacher.log_probs_Tk.exp()
-    return teacher.temperature**2 * (torch.xlogy(p, p) - p * log_q).sum()
+    p_over_q = log_p - log_q
+    down = torch.log1p(beta * torch.expm1(p_over_q.clamp(max=0)))
+    up = torch.log1p((1 - beta) * torch.expm1(-p_over_q.clamp(min=0)))
+    m_over_q = torch.where(p_over_q > 0, up + p_over_q, down)
+    m_over_p = torch.where(p_over_q > 0, up, down - p_over_q)
+    log_m = torch.maximum(log_p, log_q) + torch.where(p_over_q > 0, m_over_p, m_over_q)
+    from_p = _bregman(log_p, log_m, m_over_p)
+    from_q = _bregman(log_q, log_m, m_over_q)
+    return beta * from_p + (1 - beta) * from_q, -(1 - beta) * log_q.exp() * m_over_q
 
 
-DIVERGENCES = {"tail_bucket": topk_kl_sum, "truncated": truncated_kl_sum}
+def _bregman(log_x: Tensor, log_y: Tensor, d: Tensor) -> Tensor:
+    """x log(x / y) + y - x elementwise, ≥ 0, with d = log(y / x).
+
+    Accurate near x = y, where it is x (exp(d) - 1 - d), and where x vanishes.
+    """
+    x, near = log_x.exp(), d.clamp(max=1)
+    return torch.where(d < 1, x * (torch.expm1(near) - near), log_y.exp() - x * (1 + d)).clamp(
+        min=0
+    )
 
 
-def student_loss(
-    student_logits_TV: Tensor, targets_T: Tensor, teacher: TopK | None, settings: LossSettings
-) -> LossSums:
-    """alpha · CE + (1 - alpha) · T² · divergence; plain CE without a teacher. All summed."""
-    cross_entropy = cross_entropy_sum(student_logits_TV, targets_T)
-    if teacher is None:
-        return LossSums(loss=cross_entropy, cross_entropy=cross_entropy, divergence=None)
-    divergence = DIVERGENCES[settings.divergence](student_logits_TV, teacher)
-    loss = settings.alpha * cross_entropy + (1 - settings.alpha) * divergence
-    return LossSums(loss=loss, cross_entropy=cross_entropy, divergence=divergence)
+Divergence = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def divergence_of(settings: LossSettings) -> Divergence:
+    """The function from log-probabilities of buckets [T, k + 1] to terms and derivatives."""
+    if settings.divergence == "jsd":
+        assert settings.beta is not None
+        return partial(jsd, beta=settings.beta)
+    return {"forward_kl": forward_kl, "reverse_kl": reverse_kl}[settings.divergence]

@@ -56,16 +56,34 @@ StudentInit = Annotated[
 
 
 class LossSettings(Settings):
-    """The distillation loss: alpha · CE + (1 - alpha) · T² · KL(teacher ‖ student), both at T."""
+    """The distillation loss: alpha · CE + (1 - alpha) · T² · D(teacher, student), D at T.
+
+    Both sides count the mass outside the teacher's cached tokens as one more outcome, the tail, so
+    that D is a true divergence. T² keeps the size of its gradient independent of T.
+    """
 
     alpha: float = Field(default=0.5, ge=0, le=1)
     """Weight of the cross-entropy on the hard labels; the teacher's divergence has the rest."""
     temperature: float = Field(default=1.0, gt=0)
     """T of both distributions; one of the logit cache's grid."""
-    divergence: Literal["tail_bucket", "truncated"] = "tail_bucket"
-    """``tail_bucket`` counts the mass outside the top k as one more outcome: a true divergence.
-    ``truncated`` leaves it out, as the paper does: it can be negative, and it pulls a student that
-    already equals the teacher away from it. Kept for comparison."""
+    divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
+    """``forward_kl``, KL(teacher ‖ student), covers all that the teacher does; ``reverse_kl``,
+    KL(student ‖ teacher), seeks its modes; ``jsd`` is the generalised Jensen-Shannon divergence
+    between them. The last two see the student's mass outside the cached tokens only as a sum."""
+    beta: float | None = Field(default=None, gt=0, lt=1)
+    """The teacher's share in the mixture of ``jsd``, 0.5 being symmetric; only for ``jsd``, whose
+    limits at 0 and 1 are ``forward_kl`` and ``reverse_kl``."""
+
+    @model_validator(mode="after")
+    def _beta_with_jsd(self) -> LossSettings:
+        if self.divergence == "jsd" and self.beta is None:
+            raise ValueError("with a beta where divergence is jsd: 0.5 is the symmetric one")
+        if self.divergence != "jsd" and self.beta is not None:
+            raise ValueError(
+                f"without beta where divergence is {self.divergence}: it belongs to jsd (got beta "
+                f"{self.beta})"
+            )
+        return self
 
 
 class OptimizerSettings(Settings):

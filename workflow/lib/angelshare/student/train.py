@@ -61,6 +61,8 @@ from angelshare.teacher.cache import LogitCache
 from angelshare.teacher.models import load_causal_lm, load_tokenizer, without_progress_bars
 
 LOGS_PER_EVALUATION = 5
+BATCHES_AHEAD = 4
+"""Batches that are read ahead of the training where the cache does not stay in memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,7 +234,7 @@ def _trainer(
 ) -> StudentTrainer:
     trainer = StudentTrainer(
         model=model,
-        args=_arguments(request, max_steps),
+        args=_arguments(request, max_steps, datasets[0].workers),
         train_dataset=datasets[0],
         eval_dataset=datasets[1],
         data_collator=collator(pad_token_id(tokenizer)),
@@ -246,7 +248,7 @@ def _trainer(
     return trainer
 
 
-def _arguments(request: TrainRequest, max_steps: int) -> TrainingArguments:
+def _arguments(request: TrainRequest, max_steps: int, workers: int) -> TrainingArguments:
     training = request.training
     every = training.eval_every
     log_every = next(every // n for n in range(LOGS_PER_EVALUATION, 0, -1) if every % n == 0)
@@ -276,6 +278,8 @@ def _arguments(request: TrainRequest, max_steps: int) -> TrainingArguments:
         seed=request.seed,
         data_seed=request.seed,
         dataloader_pin_memory=on_gpu,
+        dataloader_num_workers=workers,
+        dataloader_prefetch_factor=BATCHES_AHEAD if workers else None,
         remove_unused_columns=False,
         disable_tqdm=True,
         report_to="none",

@@ -1,10 +1,13 @@
 """The logit cache: what a teacher thought at every target position, small enough to keep.
 
-One Parquet row per sequence. Logits are natural-log probabilities at temperature 1 (relative to
-the partition over the whole vocabulary); ``log_partition`` holds log sum_v exp(logit_v / T) for a
-grid of temperatures, so that p_T(j) = exp(logits_j / T - log_partition_T) and the tail mass
-1 - sum_j p_T(j) are exact at every grid temperature and none is baked in. Rows are aligned with
-training data by ``tokens_sha256``, the digest of the sequence's ids and targets.
+One Parquet row per sequence, in row groups of about 2,048 positions, readable by any Parquet
+reader: the schema's metadata says in words how a codec's columns become probabilities
+(``python -m json.tool`` of the key ``angelshare``). No temperature is baked in: for a grid of
+temperatures the partition over the whole vocabulary is exact. Rows are aligned with training data
+by ``tokens_sha256``, the digest of the sequence's ids and targets.
+
+Columns of every cache: ``id``, ``tokens_sha256``, ``targets`` (positions n), ``kept`` [n],
+``gold_logprob`` [n] and ``entropy`` [n]; the codec's own follow (`angelshare.teacher.codecs`).
 """
 
 from __future__ import annotations
@@ -12,10 +15,11 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
-from itertools import accumulate
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,33 +28,40 @@ import pyarrow.parquet as pq
 from angelshare.data.parquet import open_parquet
 from angelshare.errors import AngelshareError
 from angelshare.files import publishing
+from angelshare.teacher.codecs import Codec, make_codec
+from angelshare.teacher.codecs.alphabet import Alphabet
+from angelshare.teacher.codecs.rows import CachedTargets, Lists, as_lists, half, list_field
 
-CODEC, VERSION = "topk", 1
-METADATA_KEY = b"angelshare"
-ROWS_PER_GROUP = 512
-RESIDENT_GROUPS = 64
+METADATA_KEY, ALPHABET_KEY = b"angelshare", b"angelshare.alphabet"
+TARGETS_PER_GROUP = 2048
+"""Positions after which a row group ends: about 0.2 MB, so that reading one row costs little."""
+ALPHABET_TARGETS = 65536
+"""The first positions of a file, whose kept tokens make its alphabet."""
+RESIDENT_BYTES = 512 << 20
 
-CACHE_SCHEMA = pa.schema(
-    [
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("tokens_sha256", pa.binary(), nullable=False),
-        pa.field("targets", pa.int32(), nullable=False),
-        pa.field("token_ids", pa.list_(pa.int32()), nullable=False),
-        pa.field("logits", pa.list_(pa.float32()), nullable=False),
-        pa.field("log_partition", pa.list_(pa.float32()), nullable=False),
-        pa.field("gold_logprob", pa.list_(pa.float32()), nullable=False),
-        pa.field("entropy", pa.list_(pa.float32()), nullable=False),
-    ]
+KEYS = (
+    pa.field("id", pa.string(), nullable=False),
+    pa.field("tokens_sha256", pa.binary(), nullable=False),
+    pa.field("targets", pa.int32(), nullable=False),
 )
-FLOAT_COLUMNS = ("logits", "log_partition", "gold_logprob", "entropy")
+LISTS = (
+    list_field("kept", pa.int32()),
+    list_field("gold_logprob", pa.float32()),
+    list_field("entropy", pa.float32()),
+)
+TOKENS = (
+    "A token's rank r in token_ranks stands for alphabet[r] if r < len(alphabet), otherwise for "
+    "token id r - len(alphabet); the alphabet is the JSON list in the metadata key "
+    "'angelshare.alphabet'."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheInfo:
     """What the schema's metadata says about a cache file."""
 
-    k: int
-    """Tokens kept per position."""
+    codec: Codec
+    """How positions are stored."""
     temperatures: tuple[float, ...]
     """The grid of ``log_partition``, ascending; contains 1.0."""
     vocab_size: int
@@ -62,25 +73,24 @@ class CacheInfo:
     targets: int
     """Positions over all rows."""
 
+    def metadata(self) -> dict[str, Any]:
+        """Plain values, the decoding in words among them."""
+        return {
+            "codec": self.codec.name,
+            "version": self.codec.version,
+            "parameters": self.codec.parameters(),
+            "decoding": f"{self.codec.decoding} {TOKENS}",
+            "temperatures": list(self.temperatures),
+            "vocab_size": self.vocab_size,
+            "tokenizer_sha256": self.tokenizer_sha256,
+            "sequences": self.sequences,
+            "targets": self.targets,
+        }
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CachedTargets:
-    """One sequence's n target positions, with k tokens kept and G grid temperatures."""
 
-    id: str
-    """The sequence's id in its table."""
-    tokens_sha256: bytes
-    """``Encoded.sha256`` of the sequence the teacher read."""
-    token_ids: np.ndarray
-    """int32 [n, k], best first."""
-    logits: np.ndarray
-    """float32 [n, k], log-probabilities at T = 1 in nats."""
-    log_partition: np.ndarray
-    """float32 [n, G], 0 at T = 1."""
-    gold_logprob: np.ndarray
-    """float32 [n], of the token that really stands there."""
-    entropy: np.ndarray
-    """float32 [n], in nats at T = 1."""
+def cache_schema(codec: Codec) -> pa.Schema:
+    """The columns of a cache file, without metadata."""
+    return pa.schema([*KEYS, *LISTS, *codec.fields])
 
 
 def write_cache(path: Path, rows: Iterable[CachedTargets], info: CacheInfo) -> None:
@@ -88,9 +98,14 @@ def write_cache(path: Path, rows: Iterable[CachedTargets], info: CacheInfo) -> N
 
     ``AngelshareError`` when the rows do not add up to what ``info`` says.
     """
-    metadata = json.dumps({"codec": CODEC, "version": VERSION, **asdict(info)}, sort_keys=True)
-    schema = CACHE_SCHEMA.with_metadata({METADATA_KEY: metadata.encode()})
-    floats = [f"{name}.list.element" for name in FLOAT_COLUMNS]
+    schema = cache_schema(info.codec)
+    first, rows = _leading(iter(rows))
+    alphabet = Alphabet.of(
+        np.concatenate([row.token_ids for row in first] or [np.empty(0, np.int32)]),
+        info.vocab_size,
+    )
+    ranks = alphabet.ranks()
+    lists = [f"{field.name}.list.element" for field in schema if pa.types.is_list(field.type)]
     sequences = targets = 0
     with publishing(path) as temporary:
         with pq.ParquetWriter(
@@ -98,15 +113,19 @@ def write_cache(path: Path, rows: Iterable[CachedTargets], info: CacheInfo) -> N
             schema,
             compression="zstd",
             use_dictionary=False,
-            column_encoding={
-                **dict.fromkeys(floats, "BYTE_STREAM_SPLIT"),
-                "token_ids.list.element": "BYTE_STREAM_SPLIT",
-            },
+            column_encoding=dict.fromkeys(lists, "BYTE_STREAM_SPLIT"),
+            store_schema=False,
         ) as writer:
-            for group in _groups(rows):
+            writer.add_key_value_metadata(
+                {
+                    METADATA_KEY: json.dumps(info.metadata(), sort_keys=True),
+                    ALPHABET_KEY: json.dumps(alphabet.listed.tolist(), separators=(",", ":")),
+                }
+            )
+            for group in _groups(chain(first, rows)):
                 sequences += len(group)
-                targets += sum(len(row.gold_logprob) for row in group)
-                writer.write_table(_group_table(group, info, schema))
+                targets += sum(len(row.kept) for row in group)
+                writer.write_table(_group_table(group, info, schema, ranks))
         if (sequences, targets) != (info.sequences, info.targets):
             raise AngelshareError(
                 f"{path}: {sequences} sequences with {targets} targets were written, "
@@ -114,52 +133,68 @@ def write_cache(path: Path, rows: Iterable[CachedTargets], info: CacheInfo) -> N
             )
 
 
-def _groups(rows: Iterable[CachedTargets]) -> Iterable[list[CachedTargets]]:
+def _leading(rows: Iterator[CachedTargets]) -> tuple[list[CachedTargets], Iterator[CachedTargets]]:
+    """The first rows, of at least ``ALPHABET_TARGETS`` positions if there are so many; the rest."""
+    first: list[CachedTargets] = []
+    targets = 0
+    for row in rows:
+        first.append(row)
+        targets += len(row.kept)
+        if targets >= ALPHABET_TARGETS:
+            break
+    return first, rows
+
+
+def _groups(rows: Iterable[CachedTargets]) -> Iterator[list[CachedTargets]]:
     group: list[CachedTargets] = []
+    targets = 0
     for row in rows:
         group.append(row)
-        if len(group) == ROWS_PER_GROUP:
+        targets += len(row.kept)
+        if targets >= TARGETS_PER_GROUP:
             yield group
-            group = []
+            group, targets = [], 0
     if group:
         yield group
 
 
-def _group_table(group: Sequence[CachedTargets], info: CacheInfo, schema: pa.Schema) -> pa.Table:
+def _group_table(
+    group: Sequence[CachedTargets], info: CacheInfo, schema: pa.Schema, ranks: np.ndarray
+) -> pa.Table:
     for row in group:
-        n = len(row.gold_logprob)
-        expected = [(n, info.k), (n, info.k), (n, len(info.temperatures)), (n,), (n,)]
-        found = [row.token_ids.shape, row.logits.shape, row.log_partition.shape]
-        if [*found, row.gold_logprob.shape, row.entropy.shape] != expected:
+        n, grid = len(row.kept), (len(row.kept), len(info.temperatures))
+        kept = (int(row.kept.sum()),)
+        expected = [kept, kept, grid, grid, (n,), (n,)]
+        arrays = [row.token_ids, row.logits, row.log_partition, row.log_tail]
+        found = [array.shape for array in [*arrays, row.gold_logprob, row.entropy]]
+        if found != expected or (n and row.kept.min() < 1):
             raise AngelshareError(f"logit cache row {row.id}: shapes {found} are not {expected}")
-    columns: list[pa.Array] = [
-        pa.array([row.id for row in group]),
-        pa.array([row.tokens_sha256 for row in group], pa.binary()),
-        pa.array([len(row.gold_logprob) for row in group], pa.int32()),
-    ]
-    for name in ("token_ids", *FLOAT_COLUMNS):
-        arrays = [getattr(row, name).ravel() for row in group]
-        ends = accumulate((len(array) for array in arrays), initial=0)
-        columns.append(
-            pa.ListArray.from_arrays(
-                pa.array(list(ends), pa.int32()), pa.array(np.concatenate(arrays))
-            )
-        )
-    return pa.table(columns, schema=schema)
+    columns = {
+        "id": pa.array([row.id for row in group]),
+        "tokens_sha256": pa.array([row.tokens_sha256 for row in group], pa.binary()),
+        "targets": pa.array([len(row.kept) for row in group], pa.int32()),
+        "kept": as_lists([row.kept for row in group]),
+        "gold_logprob": as_lists([half(row.gold_logprob) for row in group]),
+        "entropy": as_lists([half(row.entropy) for row in group]),
+        **info.codec.encode(group, ranks),
+    }
+    arrays = [columns[field.name].cast(field.type) for field in schema]
+    return pa.table(arrays, schema=schema)
 
 
 class LogitCache:
-    """Rows of one or more part files, in the order of the files; decoded a row group at a time.
+    """Rows of one or more part files, in the order of the files; memory-mapped.
 
-    The most recently used ``resident_groups`` groups of 512 rows stay in memory.
+    Opening reads footers only. A row is decoded when it is asked for; the row groups read last stay
+    in memory, decompressed, up to ``resident_bytes`` (512 MiB). Not to be shared between threads.
     """
 
-    def __init__(self, paths: Sequence[Path], resident_groups: int = RESIDENT_GROUPS) -> None:
+    def __init__(self, paths: Sequence[Path], resident_bytes: int | None = None) -> None:
         """Open the parts; ``AngelshareError`` on a foreign file or parts that do not agree."""
         if not paths:
             raise AngelshareError("a logit cache has at least one part file")
-        self._files = [open_parquet(Path(path)) for path in paths]
-        infos = [_read_info(file, path) for file, path in zip(self._files, paths, strict=True)]
+        files = [open_parquet(Path(path)) for path in paths]
+        infos = [_read_info(file, path) for file, path in zip(files, paths, strict=True)]
         self.info = replace(
             infos[0],
             sequences=sum(info.sequences for info in infos),
@@ -168,63 +203,82 @@ class LogitCache:
         for info, path in zip(infos, paths, strict=True):
             if replace(info, sequences=0, targets=0) != replace(infos[0], sequences=0, targets=0):
                 raise AngelshareError(
-                    f"{path}: its k, temperatures, vocabulary or tokenizer differ: {infos}"
+                    f"{path}: its codec, temperatures, vocabulary or tokenizer differ: {infos}"
                 )
-        self._groups = [
-            (file, group) for file in self._files for group in range(file.num_row_groups)
+        self._files = files
+        self._ids = [
+            _read_alphabet(file, path, self.info.vocab_size)
+            for file, path in zip(files, paths, strict=True)
         ]
-        counts = (file.metadata.row_group(group).num_rows for file, group in self._groups)
+        self._groups = [
+            (part, group) for part, file in enumerate(files) for group in range(file.num_row_groups)
+        ]
+        counts = (files[part].metadata.row_group(group).num_rows for part, group in self._groups)
         self._starts = list(accumulate(counts, initial=0))
         self._resident: OrderedDict[int, _Group] = OrderedDict()
-        self._resident_groups = resident_groups
+        self._resident_bytes = RESIDENT_BYTES if resident_bytes is None else resident_bytes
+        self._free_bytes = self._resident_bytes
 
     def __len__(self) -> int:
         return self._starts[-1]
 
+    @property
+    def stays_in_memory(self) -> bool:
+        """Whether all of it is kept once it was read."""
+        groups = ((self._files[part], group) for part, group in self._groups)
+        whole = sum(file.metadata.row_group(group).total_byte_size for file, group in groups)
+        return whole <= self._resident_bytes
+
+    def keys(self) -> Iterator[tuple[str, bytes]]:
+        """``id`` and ``tokens_sha256`` of every row, in order; nothing else is read."""
+        for file in self._files:
+            for batch in file.iter_batches(columns=["id", "tokens_sha256"]):
+                yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+
     def row(self, index: int) -> CachedTargets:
-        """Row ``index`` as views of decoded arrays; ``IndexError`` outside 0 ≤ index < len."""
+        """Row ``index``, decoded; ``IndexError`` outside 0 ≤ index < len."""
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of a logit cache of {len(self)} rows")
         number = bisect_right(self._starts, index) - 1
-        return self._group(number).row(index - self._starts[number], self.info)
+        part = self._groups[number][0]
+        group = self._group(number)
+        return group.row(index - self._starts[number], self.info, self._ids[part])
 
     def _group(self, number: int) -> _Group:
         if number in self._resident:
             self._resident.move_to_end(number)
             return self._resident[number]
-        file, group = self._groups[number]
-        self._resident[number] = decoded = _Group(file.read_row_group(group))
-        if len(self._resident) > self._resident_groups:
-            self._resident.popitem(last=False)
-        return decoded
+        part, group = self._groups[number]
+        table = self._files[part].read_row_group(group, use_threads=False)
+        self._resident[number] = read = _Group(table)
+        self._free_bytes -= read.nbytes
+        while self._free_bytes < 0 and len(self._resident) > 1:
+            self._free_bytes += self._resident.popitem(last=False)[1].nbytes
+        return read
 
 
 class _Group:
-    """One decoded row group: flat arrays and where each row starts in them."""
+    """One row group, decompressed and not yet decoded."""
 
     def __init__(self, table: pa.Table) -> None:
-        self.ids = table["id"].to_pylist()
-        self.digests = table["tokens_sha256"].to_pylist()
-        self.starts = np.concatenate([[0], np.cumsum(table["targets"].to_numpy())])
-        self.flat = {
-            name: table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-            for name in ("token_ids", *FLOAT_COLUMNS)
+        self.nbytes = table.nbytes
+        self.ids = table["id"]
+        self.digests = table["tokens_sha256"]
+        self.lists = {
+            field.name: Lists(table[field.name])
+            for field in table.schema
+            if pa.types.is_list(field.type)
         }
 
-    def row(self, index: int, info: CacheInfo) -> CachedTargets:
-        begin, end = int(self.starts[index]), int(self.starts[index + 1])
-
-        def block(name: str, width: int) -> np.ndarray:
-            return self.flat[name][begin * width : end * width].reshape(end - begin, width)
-
+    def row(self, index: int, info: CacheInfo, ids: np.ndarray) -> CachedTargets:
+        kept = self.lists["kept"][index]
         return CachedTargets(
-            id=self.ids[index],
-            tokens_sha256=self.digests[index],
-            token_ids=block("token_ids", info.k),
-            logits=block("logits", info.k),
-            log_partition=block("log_partition", len(info.temperatures)),
-            gold_logprob=self.flat["gold_logprob"][begin:end],
-            entropy=self.flat["entropy"][begin:end],
+            id=self.ids[index].as_py(),
+            tokens_sha256=self.digests[index].as_py(),
+            kept=kept,
+            gold_logprob=self.lists["gold_logprob"][index],
+            entropy=self.lists["entropy"][index],
+            **info.codec.decode(self.lists, index, kept, ids, info.temperatures),
         )
 
 
@@ -233,13 +287,44 @@ def _read_info(file: pq.ParquetFile, path: Path) -> CacheInfo:
     metadata = (schema.metadata or {}).get(METADATA_KEY)
     if metadata is None:
         raise AngelshareError(f"{path}: not a logit cache (no {METADATA_KEY.decode()!r} metadata)")
-    values = json.loads(metadata)
-    if (values.pop("codec", None), values.pop("version", None)) != (CODEC, VERSION):
-        raise AngelshareError(
-            f"{path}: codec {json.loads(metadata).get('codec')!r} version "
-            f"{json.loads(metadata).get('version')!r}; this program reads {CODEC!r} {VERSION}. "
-            "Capture the logits anew or use the program that wrote them"
+    try:
+        values = json.loads(metadata)
+        codec = make_codec(values["codec"], values["version"], values.get("parameters", {}))
+        info = CacheInfo(
+            codec=codec,
+            temperatures=tuple(float(value) for value in values["temperatures"]),
+            vocab_size=int(values["vocab_size"]),
+            tokenizer_sha256=str(values["tokenizer_sha256"]),
+            sequences=int(values["sequences"]),
+            targets=int(values["targets"]),
         )
-    if not schema.remove_metadata().equals(CACHE_SCHEMA):
+    except AngelshareError as error:
+        raise AngelshareError(f"{path}: {error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise AngelshareError(
+            f"{path}: the metadata of this logit cache cannot be read ({error!r}); the file is "
+            "damaged or was changed. Capture it anew"
+        ) from error
+    if not schema.remove_metadata().equals(cache_schema(codec)):
         raise AngelshareError(f"{path}: columns are not those of a logit cache: {schema.names}")
-    return CacheInfo(**{**values, "temperatures": tuple(values["temperatures"])})
+    if file.metadata.num_rows != info.sequences or 1.0 not in info.temperatures:
+        raise AngelshareError(
+            f"{path}: {file.metadata.num_rows} rows, its metadata say {info.sequences} and "
+            f"temperatures {list(info.temperatures)}; the file is damaged or was changed"
+        )
+    return info
+
+
+def _read_alphabet(file: pq.ParquetFile, path: Path, vocab_size: int) -> np.ndarray:
+    """int32, the id of every rank of this part."""
+    try:
+        listed = json.loads(file.schema_arrow.metadata[ALPHABET_KEY])
+        alphabet = Alphabet(np.asarray(listed, dtype=np.int32).reshape(-1), vocab_size)
+        if len(listed) and not 0 <= alphabet.listed.min() <= alphabet.listed.max() < vocab_size:
+            raise ValueError("an id outside the vocabulary")
+    except (ValueError, KeyError, TypeError) as error:
+        raise AngelshareError(
+            f"{path}: its alphabet of token ids cannot be read ({error!r}); the file is damaged or "
+            "was changed. Capture it anew"
+        ) from error
+    return alphabet.ids()

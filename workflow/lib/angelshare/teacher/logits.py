@@ -7,7 +7,11 @@ of alike lengths and rows written in table order: neither batch size nor order s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,13 +25,20 @@ from transformers import PreTrainedModel
 from angelshare.data.sequences import EncodedRow, encode_table
 from angelshare.data.tokenizer import tokenizer_digest
 from angelshare.errors import AngelshareError
-from angelshare.teacher.cache import CachedTargets, CacheInfo, write_cache
+from angelshare.teacher import distribution
+from angelshare.teacher.cache import CacheInfo, write_cache
+from angelshare.teacher.codecs import codec_of
+from angelshare.teacher.codecs.rows import CachedTargets
 from angelshare.teacher.models import load_causal_lm, load_tokenizer
+from angelshare.teacher.prompts import row_seed
 from angelshare.teacher.settings import CaptureSettings
 
 Progress = Callable[[int, int, str], None]
-ROWS_PER_WINDOW = 4096
+TOKENS_PER_WINDOW = 2**16
 LOGITS_PER_CHUNK = 2**25
+"""What the head makes at once: 128 MB."""
+LOGITS_IN_CACHE = 2**19
+"""What a processor looks at at once, so that several passes over it stay within its cache."""
 HEAD_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.01, torch.bfloat16: 0.03}
 
 
@@ -48,7 +59,11 @@ class CaptureStats:
 
 
 class Head:
-    """A model's output projection in float32, cut to the tokenizer's vocabulary."""
+    """A model's output projection, cut to the tokenizer's vocabulary; logits are float32.
+
+    On a GPU half-precision weights stay as they are: their products are exact in float32, in which
+    they are summed.
+    """
 
     def __init__(self, model: PreTrainedModel, vocab_size: int) -> None:
         """``AngelshareError`` where the model has no plain head or too small a one."""
@@ -61,12 +76,17 @@ class Head:
                 f"{layer.out_features}; use the tokenizer the model was trained with"
             )
         self.vocab_size = vocab_size
-        self.weight_VH = layer.weight[:vocab_size].float()
+        weight_VH = layer.weight[:vocab_size]
+        self.weight_VH = weight_VH if weight_VH.is_cuda else weight_VH.float()
         self.bias_V = None if layer.bias is None else layer.bias[:vocab_size].float()
 
     def __call__(self, hidden_NH: Tensor) -> Tensor:
         """Logits [N, V] in float32."""
-        return linear(hidden_NH.float(), self.weight_VH, self.bias_V)
+        if self.weight_VH.dtype == torch.float32:
+            return linear(hidden_NH.float(), self.weight_VH, self.bias_V)
+        hidden_NH = hidden_NH.to(self.weight_VH.dtype)
+        logits_NV = torch.mm(hidden_NH, self.weight_VH.T, out_dtype=torch.float32)
+        return logits_NV if self.bias_V is None else logits_NV + self.bias_V
 
 
 @torch.inference_mode()
@@ -102,20 +122,20 @@ def capture_logits(
     head = Head(model, len(tokenizer))
     _check(model, head, rows, settings)
     info = CacheInfo(
-        k=settings.top_k,
+        codec=codec_of(settings.codec),
         temperatures=settings.temperatures,
         vocab_size=head.vocab_size,
         tokenizer_sha256=tokenizer_digest(tokenizer),
         sequences=len(rows),
         targets=sum(sum(row.encoded.targets) for row in rows),
     )
-    windows = _windows([len(row.encoded.input_ids) for row in rows], settings.batch_tokens)
-    write_cache(out, _captured(model, head, rows, windows, settings, progress, count), info)
-    tokens = sum(len(row.encoded.input_ids) for row in rows)
+    lengths = [len(row.encoded.input_ids) for row in rows]
+    windows = _windows(lengths, settings.batch_tokens)
+    captured = _captured(model, head, rows, windows, settings, progress, count)
+    _write_behind(out, captured, settings, info)
+    tokens = sum(lengths)
     passed = sum(
-        len(batch) * max(len(rows[i].encoded.input_ids) for i in batch)
-        for batches in windows
-        for batch in batches
+        len(batch) * max(lengths[i] for i in batch) for batches in windows for batch in batches
     )
     return CaptureStats(
         sequences=len(rows),
@@ -134,26 +154,27 @@ def _captured(
     settings: CaptureSettings,
     progress: Progress,
     count: Callable[..., None],
-) -> Iterator[CachedTargets]:
-    """Every row's cache entry, in order; no more than a window of them is held at once."""
+) -> Iterator[Window]:
+    """Every window's batches, as the device makes them."""
     done = 0
     for batches in windows:
-        results: dict[int, CachedTargets] = {}
+        window: Window = []
         for batch in batches:
-            found = _capture_batch(model, head, [rows[i] for i in batch], settings)
-            results.update(zip(batch, found, strict=True))
-            count(cached=sum(len(row.gold_logprob) for row in found))
-            progress(done + len(results), len(rows), "sequences")
-        done += len(results)
-        yield from (results[i] for i in sorted(results))
+            chosen = [rows[i] for i in batch]
+            window.append((batch, chosen, _capture_batch(model, head, chosen, settings)))
+            count(cached=sum(sum(row.encoded.targets) for row in chosen))
+            done += len(batch)
+            progress(done, len(rows), "sequences")
+        yield window
 
 
 def _check(
     model: PreTrainedModel, head: Head, rows: Sequence[EncodedRow], settings: CaptureSettings
 ) -> None:
-    if settings.top_k > head.vocab_size:
+    codec = settings.codec
+    if codec.name == "topk_tail" and codec.top_k > head.vocab_size:
         raise AngelshareError(
-            f"capture.top_k {settings.top_k} exceeds the vocabulary of {head.vocab_size} tokens"
+            f"capture.codec.top_k {codec.top_k} exceeds the vocabulary of {head.vocab_size} tokens"
         )
     positions = getattr(model.config, "max_position_embeddings", None)
     longest = max(rows, key=lambda row: len(row.encoded.input_ids))
@@ -176,24 +197,28 @@ def _check(
 def _windows(lengths: Sequence[int], batch_tokens: int) -> list[list[list[int]]]:
     """Windows of consecutive rows, each as batches of row numbers, shortest first.
 
-    In a batch, rows times the longest stays within ``batch_tokens`` (or it is a single row).
+    A window ends once it holds ``TOKENS_PER_WINDOW``, which bounds what waits to be written. In a
+    batch, rows times the longest stays within ``batch_tokens`` (or it is a single row).
     """
-    windows = []
-    for begin in range(0, len(lengths), ROWS_PER_WINDOW):
-        numbers = range(begin, min(begin + ROWS_PER_WINDOW, len(lengths)))
+    windows, begin, tokens = [], 0, 0
+    for end, length in enumerate(lengths, start=1):
+        tokens += length
+        if tokens < TOKENS_PER_WINDOW and end < len(lengths):
+            continue
         batches: list[list[int]] = [[]]
-        for number in sorted(numbers, key=lambda i: lengths[i]):
+        for number in sorted(range(begin, end), key=lambda i: lengths[i]):
             if batches[-1] and (len(batches[-1]) + 1) * lengths[number] > batch_tokens:
                 batches.append([])
             batches[-1].append(number)
         windows.append(batches)
+        begin, tokens = end, 0
     return windows
 
 
 def _capture_batch(
     model: PreTrainedModel, head: Head, rows: Sequence[EncodedRow], settings: CaptureSettings
-) -> list[CachedTargets]:
-    """The rows' cache entries; padding stands right, where no causal position sees it."""
+) -> OnItsWay:
+    """The rows' positions one after the other; padding stands right, unseen by what is causal."""
     width = max(len(row.encoded.input_ids) for row in rows)
     ids_BT = torch.zeros(len(rows), width, dtype=torch.long)
     targets_BT = torch.zeros(len(rows), width, dtype=torch.bool)
@@ -201,50 +226,153 @@ def _capture_batch(
         length = len(row.encoded.input_ids)
         ids_BT[index, :length] = torch.tensor(row.encoded.input_ids)
         targets_BT[index, :length] = torch.tensor(row.encoded.targets)
+    gold_N = ids_BT[targets_BT].to(model.device)
+    predicting_N = targets_BT.flatten().nonzero()[:, 0] - 1
+    uniform_N = _uniform(rows, settings).to(model.device)
     hidden_BTH = model.base_model(
         input_ids=ids_BT.to(model.device), use_cache=False
     ).last_hidden_state
-    hidden_NH = hidden_BTH[:, :-1][targets_BT[:, 1:].to(model.device)]
-    gold_N = ids_BT[targets_BT].to(model.device)
+    hidden_NH = hidden_BTH.flatten(0, 1)[predicting_N.to(model.device)]
     size = max(1, LOGITS_PER_CHUNK // head.vocab_size)
+    few = size if hidden_NH.is_cuda else min(size, max(1, LOGITS_IN_CACHE // head.vocab_size))
     chunks = [
-        _distribution(head(hidden), gold, settings)
-        for hidden, gold in zip(hidden_NH.split(size), gold_N.split(size), strict=True)
+        _selected(logits, gold, uniform, settings)
+        for hidden, golds, uniforms in zip(
+            hidden_NH.split(size), gold_N.split(size), uniform_N.split(size), strict=True
+        )
+        for logits, gold, uniform in zip(
+            head(hidden).split(few), golds.split(few), uniforms.split(few), strict=True
+        )
     ]
-    columns = {
-        name: np.concatenate([chunk[name].cpu().numpy() for chunk in chunks]) for name in chunks[0]
-    }
-    ends = np.cumsum(targets_BT.sum(dim=1).numpy())
-    split = {name: np.split(array, ends[:-1]) for name, array in columns.items()}
-    return [
-        CachedTargets(
+    return OnItsWay({name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]})
+
+
+def _selected(
+    logits_NV: Tensor, gold_N: Tensor, uniform_N: Tensor, settings: CaptureSettings
+) -> dict[str, Tensor]:
+    codec, grid = settings.codec, settings.temperatures
+    if codec.name == "rskd":
+        return distribution.rskd(logits_NV, gold_N, grid, codec, uniform_N)
+    return distribution.topk_tail(logits_NV, gold_N, grid, codec)
+
+
+def _uniform(rows: Sequence[EncodedRow], settings: CaptureSettings) -> Tensor:
+    """float32 [N] in [0, 1), one number per position, from seed and row id alone; or zeros."""
+    counts = [sum(row.encoded.targets) for row in rows]
+    if settings.codec.name != "rskd":
+        return torch.zeros(sum(counts))
+    seeds = [row_seed(settings.codec.seed, row.id) for row in rows]
+    drawn = [
+        np.random.default_rng(seed).random(count, np.float32)
+        for seed, count in zip(seeds, counts, strict=True)
+    ]
+    return torch.from_numpy(np.concatenate(drawn))
+
+
+class OnItsWay:
+    """Tensors that are being copied from the device; from a GPU into pinned memory, not waited for.
+
+    ``arrays`` waits. The copies are queued behind the work that makes them, so the next forward
+    pass can be queued at once.
+    """
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        first = next(iter(tensors.values()))
+        self._copied: torch.cuda.Event | None = None
+        self._tensors = tensors
+        if first.is_cuda:
+            self._tensors = {
+                name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(
+                    tensor, non_blocking=True
+                )
+                for name, tensor in tensors.items()
+            }
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The tensors as arrays, once they are here."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return {name: tensor.numpy() for name, tensor in self._tensors.items()}
+
+
+Window = list[tuple[Sequence[int], Sequence[EncodedRow], OnItsWay]]
+
+
+def _cache_rows(windows: Iterable[Window], settings: CaptureSettings) -> Iterator[CachedTargets]:
+    """The windows' rows in table order."""
+    for window in windows:
+        found: dict[int, CachedTargets] = {}
+        for numbers, rows, tensors in window:
+            found.update(zip(numbers, _split(rows, tensors.arrays(), settings), strict=True))
+        yield from (found[number] for number in sorted(found))
+
+
+def _split(
+    rows: Sequence[EncodedRow], arrays: dict[str, np.ndarray], settings: CaptureSettings
+) -> Iterator[CachedTargets]:
+    """A batch's positions as its rows, with only the tokens that are kept."""
+    if settings.codec.name == "rskd":
+        ids, counts, kept = distribution.counted(arrays["ids"])
+        values = np.log(counts.astype(np.float32) / settings.codec.samples)
+        log_tail = np.full_like(arrays["log_partition"], -np.inf)
+    else:
+        kept, log_tail = arrays["kept"], arrays["log_tail"]
+        inside = np.arange(arrays["ids"].shape[1]) < kept[:, None]
+        ids, values = arrays["ids"][inside], arrays["values"][inside]
+    tokens = np.concatenate([[0], np.cumsum(kept)])
+    end = 0
+    for row in rows:
+        begin, end = end, end + sum(row.encoded.targets)
+        inside_row = slice(tokens[begin], tokens[end])
+        yield CachedTargets(
             id=row.id,
             tokens_sha256=row.encoded.sha256,
-            **{name: split[name][index] for name in split},
+            kept=kept[begin:end],
+            token_ids=ids[inside_row],
+            logits=values[inside_row],
+            log_partition=arrays["log_partition"][begin:end],
+            log_tail=log_tail[begin:end],
+            gold_logprob=arrays["gold_logprob"][begin:end],
+            entropy=arrays["entropy"][begin:end],
         )
-        for index, row in enumerate(rows)
-    ]
 
 
-def _distribution(
-    logits_NV: Tensor, gold_N: Tensor, settings: CaptureSettings
-) -> dict[str, Tensor]:
-    """The cache's columns for N positions: see the table in ``angelshare.teacher.cache``."""
-    logprobs_NV = logits_NV.log_softmax(dim=-1)
-    values_NK, ids_NK = logprobs_NV.topk(settings.top_k, dim=-1)
-    log_partition_NG = torch.stack(
-        [
-            torch.zeros_like(logprobs_NV[:, 0])
-            if temperature == 1.0
-            else (logprobs_NV / temperature).logsumexp(dim=-1)
-            for temperature in settings.temperatures
-        ],
-        dim=-1,
-    )
-    return {
-        "token_ids": ids_NK.to(torch.int32),
-        "logits": values_NK,
-        "log_partition": log_partition_NG,
-        "gold_logprob": logprobs_NV.gather(1, gold_N[:, None])[:, 0],
-        "entropy": torch.special.entr(logprobs_NV.exp()).sum(dim=-1),
-    }
+def _write_behind(
+    out: Path, windows: Iterator[Window], settings: CaptureSettings, info: CacheInfo
+) -> None:
+    """``write_cache`` in a thread of its own, while the device makes the next window.
+
+    At most two windows wait. If either side fails, nothing is published.
+    """
+    waiting: queue.Queue[Window | None] = queue.Queue(maxsize=1)
+    abandoned = threading.Event()
+
+    def arriving() -> Iterator[Window]:
+        while (window := waiting.get()) is not None:
+            yield window
+        if abandoned.is_set():
+            raise AngelshareError("the capture was abandoned")
+
+    with ThreadPoolExecutor(1, thread_name_prefix="write-cache") as pool:
+        writing = pool.submit(write_cache, out, _cache_rows(arriving(), settings), info)
+        try:
+            for window in windows:
+                _put(waiting, window, writing)
+            _put(waiting, None, writing)
+        except BaseException:
+            abandoned.set()
+            if not writing.done():
+                _put(waiting, None, writing)
+            raise
+        writing.result()
+
+
+def _put(waiting: queue.Queue[Window | None], item: Window | None, writing: Future[None]) -> None:
+    """Hand over ``item``; raises the writer's error if it has failed."""
+    while not writing.done():
+        with suppress(queue.Full):
+            waiting.put(item, timeout=0.1)
+            return
+    writing.result()

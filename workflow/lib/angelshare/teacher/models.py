@@ -1,6 +1,7 @@
 """Loading and saving causal language models and their tokenizers, by folder or hub name.
 
-Remote code is never run unless the settings ask for it; what cannot be found is said in one line.
+Weights are safetensors, whose reading runs no code; code beside them is never run unless the
+settings name the model and ask for it. What cannot be found is said in one line.
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ def load_causal_lm(
                 dtype=resolve_dtype(dtype, device),
                 attn_implementation=attn_implementation,
                 trust_remote_code=trust_remote_code,
+                use_safetensors=True,
             )
     except NOT_LOADABLE as error:
         raise _not_loadable("model", path_or_name, revision, error) from error

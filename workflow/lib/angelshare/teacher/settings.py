@@ -53,13 +53,42 @@ class DemoTeacher(Settings):
         return self
 
 
+class TopkTailSettings(Settings):
+    """The most probable tokens with their log-probabilities, and the exact mass of the rest."""
+
+    name: Literal["topk_tail"] = "topk_tail"
+    """``topk_tail``."""
+    top_k: int = Field(default=100, gt=0)
+    """Most tokens kept at a position."""
+    top_p: float = Field(default=0.98, gt=0, le=1)
+    """The fewest tokens that hold this probability are kept, up to ``top_k``; 1 keeps ``top_k``."""
+
+    def __str__(self) -> str:
+        cut = f", top-p {self.top_p:g}" if self.top_p < 1 else ""
+        return f"top {self.top_k}{cut}"
+
+
+class RskdSettings(Settings):
+    """Tokens drawn from the teacher: a third of the size; for a loss at temperature 1."""
+
+    name: Literal["rskd"] = "rskd"
+    """``rskd``."""
+    samples: int = Field(default=50, gt=0)
+    """Draws at a position; a token's weight is its share of them."""
+    seed: int = Field(default=0, ge=0)
+    """With a row's id, decides its draws."""
+
+    def __str__(self) -> str:
+        return f"{self.samples} draws, seed {self.seed}"
+
+
 class CaptureSettings(Settings):
     """What is kept of the teacher's distribution at each target position."""
 
     execution = frozenset({"batch_tokens"})
 
-    top_k: int = Field(default=16, gt=0)
-    """Most probable tokens kept per position."""
+    codec: TopkTailSettings | RskdSettings = Field(default=TopkTailSettings(), discriminator="name")
+    """Which tokens are kept and how they are stored."""
     temperatures: tuple[float, ...] = (1.0, 2.0, 4.0)
     """Temperatures at which the log-partition is exact; contains 1."""
     max_length: int = Field(default=1024, gt=1)
@@ -77,6 +106,11 @@ class CaptureSettings(Settings):
         if 1.0 not in value or min(value) <= 0:
             raise ValueError("must be positive and contain 1.0")
         return tuple(sorted(set(value)))
+
+    @property
+    def usable_temperatures(self) -> tuple[float, ...]:
+        """The temperatures that a loss on this cache may have."""
+        return (1.0,) if self.codec.name == "rskd" else self.temperatures
 
 
 class DecodingSettings(Settings):

@@ -55,6 +55,7 @@ class VllmGenerator:
             revision=revision,
             tokenizer_revision=revision,
             trust_remote_code=trust_remote_code,
+            load_format="safetensors",
             dtype=dtype,
             seed=settings.seed,
             max_model_len=settings.max_model_len,

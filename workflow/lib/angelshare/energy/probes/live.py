@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
 
-WRITE_EVERY_S = 5.0
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 
 class Live:
-    """Adds up samples and writes the file every few seconds.
+    """Adds up samples and writes the file at each.
 
     ``factors`` are the load model's: ``cpu_j`` joules per CPU second and ``dram_w`` watts per
     resident byte, 0 where a component is measured or left out.
@@ -26,7 +27,6 @@ class Live:
         self.factors = factors
         self.joules: dict[tuple[str, str], float] = {}
         self.seconds = 0.0
-        self.written_s = 0.0
         self.before: dict[str, tuple[float, int | None]] = {}
 
     def add(self, component: str, quality: str, joules: float) -> None:
@@ -61,9 +61,7 @@ class Live:
         for name, limit, counter in zones:
             step_uj, _ = self._step(name, now_s, counter)
             self.add(name, "measured", (step_uj + (limit if step_uj < 0 else 0)) * share / 1e6)
-        if now_s - self.written_s >= WRITE_EVERY_S:
-            self.written_s = now_s
-            self._write()
+        self._write()
 
     def _step(self, name: str, now_s: float, value: int | None) -> tuple[int, float]:
         """Growth of a counter and the time since its last reading; nothing on the first one."""

@@ -74,6 +74,15 @@ def start_ticks(pid: int) -> int | None:
     return None if process is None or process.dead else process.start
 
 
+def ancestors(pid: int) -> list[tuple[int, int]]:
+    """A process, its parent and so on, each with its start in clock ticks since boot."""
+    found: list[tuple[int, int]] = []
+    while pid > 0 and (process := _read(pid)) is not None:
+        found.append((pid, process.start))
+        pid = process.parent
+    return found
+
+
 class ProcessTree:
     """Follows one process and everything it starts."""
 

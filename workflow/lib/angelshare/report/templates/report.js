@@ -188,6 +188,21 @@ function sortable(table) {
   }));
 }
 
+/* One job's power; busy threads, where power is only estimated from them, on an axis of their own. */
+function drawTrace() {
+  const trace = study.traces[Number(byId("trace").value)];
+  const dashes = ["solid", "dash", "dot", "dashdot"], colors = ["#0072b2", "#d55e00", "#009e73", "#4d4d4d"];
+  const units = [...new Set(trace.lines.map((line) => line.unit))];
+  const traces = trace.lines.map((line, i) => ({
+    x: line.t, y: line.value, name: `${line.name} (${line.unit})`, mode: "lines", yaxis: units.indexOf(line.unit) ? "y2" : "y",
+    line: { color: colors[i % colors.length], dash: dashes[i % dashes.length], width: 1.6 }, hovertemplate: `%{x:.3~g} s: %{y:.3~g} ${line.unit}<extra>${line.name}</extra>`,
+  }));
+  Plotly.react("trace-chart", traces, layout({
+    xaxis: axis("seconds since the start"), yaxis: axis(units[0], { rangemode: "tozero" }), showlegend: true,
+    ...(units.length > 1 ? { yaxis2: axis(units[1], { overlaying: "y", side: "right", rangemode: "tozero" }) } : {}),
+  }), config);
+}
+
 for (const metric of study.metrics) {
   const option = document.createElement("option");
   option.value = metric;
@@ -208,6 +223,11 @@ addEventListener("beforeprint", () => widths(680));
 addEventListener("afterprint", () => widths(0));
 drawFrontier();
 drawStages();
+if (study.traces.length) {
+  study.traces.forEach((trace, i) => byId("trace").append(new Option(`${trace.stage}: ${trace.job}`, String(i))));
+  byId("trace").addEventListener("input", drawTrace);
+  drawTrace();
+}
 if (study.breakEven.length) {
   byId("runs-n").max = String(Math.floor(study.mostRuns));
   drawAmortization();

@@ -1,0 +1,108 @@
+"""What a capture costs beside the bare forward pass over the same batches.
+
+``base`` is the model without its head; ``forward`` is the model as called for a cross-entropy,
+logits at every position and no sum over them; ``capture`` is the whole job's loop: base, head at
+the targets, sums, selection, copying, encoding and the file. The three take turns; times are the
+least of the repeats.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+from transformers import PreTrainedModel
+
+from angelshare.data.sequences import EncodedRow, encode_table
+from angelshare.teacher.cache import CacheInfo
+from angelshare.teacher.codecs import codec_of
+from angelshare.teacher.logits import Head, _captured, _windows, _write_behind
+from angelshare.teacher.models import load_causal_lm, load_tokenizer
+from angelshare.teacher.settings import CaptureSettings
+
+
+def capture(
+    model_dir: Path, table: pa.Table, settings: dict[str, CaptureSettings], repeats: int = 3
+) -> dict[str, Any]:
+    """Seconds, tokens per second and the overhead over both bare passes."""
+    tokenizer, model = load_tokenizer(model_dir), load_causal_lm(model_dir)
+    some = next(iter(settings.values()))
+    rows = encode_table(table, tokenizer, some.max_length)
+    lengths = [len(row.encoded.input_ids) for row in rows]
+    windows = _windows(lengths, some.batch_tokens)
+    head = Head(model, len(tokenizer))
+    contenders: dict[str, Callable[[], None]] = {
+        "base": lambda: _forward(model.base_model, model, rows, windows),
+        "forward": lambda: _forward(model, model, rows, windows),
+    }
+    for name, one in settings.items():
+        contenders[name] = lambda one=one: _job(model, head, rows, windows, one)
+    seconds = dict.fromkeys(contenders, float("inf"))
+    with torch.inference_mode():
+        for _ in range(repeats):
+            for name, run in contenders.items():
+                begin = time.perf_counter()
+                run()
+                seconds[name] = min(seconds[name], time.perf_counter() - begin)
+    tokens, targets = sum(lengths), sum(sum(row.encoded.targets) for row in rows)
+    return {
+        "tokens": tokens,
+        "targets": targets,
+        "base_s": seconds["base"],
+        "forward_s": seconds["forward"],
+        **{
+            name: {
+                "seconds": seconds[name],
+                "tokens_per_s": tokens / seconds[name],
+                "over_forward": seconds[name] / seconds["forward"] - 1,
+                "over_base": seconds[name] / seconds["base"] - 1,
+            }
+            for name in settings
+        },
+    }
+
+
+def _forward(
+    called: torch.nn.Module,
+    model: PreTrainedModel,
+    rows: Sequence[EncodedRow],
+    windows: Sequence[Sequence[Sequence[int]]],
+) -> None:
+    for batch in (batch for batches in windows for batch in batches):
+        chosen = [rows[number].encoded.input_ids for number in batch]
+        ids_BT = torch.zeros(len(chosen), max(map(len, chosen)), dtype=torch.long)
+        for place, ids in enumerate(chosen):
+            ids_BT[place, : len(ids)] = torch.tensor(ids)
+        called(input_ids=ids_BT.to(model.device), use_cache=False)
+    if model.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _job(
+    model: PreTrainedModel,
+    head: Head,
+    rows: Sequence[EncodedRow],
+    windows: Sequence[Sequence[Sequence[int]]],
+    settings: CaptureSettings,
+) -> None:
+    info = CacheInfo(
+        codec=codec_of(settings.codec),
+        temperatures=settings.temperatures,
+        vocab_size=head.vocab_size,
+        tokenizer_sha256="benchmark",
+        sequences=len(rows),
+        targets=sum(sum(row.encoded.targets) for row in rows),
+    )
+
+    def nothing(*_: object, **__: object) -> None:
+        """Progress and counts, which a benchmark does not look at."""
+
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "cache.parquet"
+        captured = _captured(model, head, rows, windows, settings, nothing, nothing)
+        _write_behind(out, captured, settings, info)

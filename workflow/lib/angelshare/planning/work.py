@@ -1,0 +1,370 @@
+"""What a study still needs: one item per job, with the model it runs and the tokens it takes.
+
+Rows are known from the configuration. Tokens per row come from this store's records of the same
+dataset, else from the configured lengths as wide bounds (`_ASSUMED`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from angelshare.config import Config, EmbeddedTeacher, PretrainedTeacher
+from angelshare.grid import ArtifactPlan, RunPlan, Study
+from angelshare.planning.models import ModelSize, from_shape, hub_snapshot, of_model
+from angelshare.planning.ranges import Range
+from angelshare.planning.records import History, model_id, operations
+from angelshare.reuse import sources
+from angelshare.store.artifacts import ArtifactStore
+from angelshare.student.settings import ScratchStudent
+
+RULES = {
+    "dataset": "prepare_dataset",
+    "tokenizer": "train_tokenizer",
+    "model": "demo_teacher",
+    "logits": "capture_logits",
+    "corpus": "generate_corpus",
+    "scores": "evaluate_teacher",
+}
+"""The rule that makes a part of an artifact of each kind."""
+
+STAGES = {
+    "dataset": "preprocess",
+    "tokenizer": "preprocess",
+    "model": "demo_teacher",
+    "logits": "teacher_logits",
+    "corpus": "teacher_generation",
+    "scores": "teacher_evaluate",
+}
+
+_ASSUMED = Range(0.5, 0.1, 1.0)
+"""Length of a row, as a share of the longest that the configuration allows."""
+
+_TASKS = {
+    "gsm8k": (1319, Range(1100, 500, 2000)),
+    "ifeval": (541, Range(600, 200, 1400)),
+    "mmlu": (14042, Range(600, 300, 4000)),
+}
+"""Problems of the harness's tasks, and tokens that one takes through the model, prompt included."""
+_OTHER_TASK = (1000, Range(800, 100, 8000))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkItem:
+    """A job that a study needs."""
+
+    rule: str
+    stage: str
+    wildcards: Mapping[str, str]
+    label: str
+    action: str
+    """`fetch`, `prepare`, `generate`, `train` or `evaluate`."""
+    done: bool
+    run: str | None = None
+    artifact: tuple[str, str] | None = None
+    model: ModelSize | None = None
+    unknown: str | None = None
+    """Why its cost cannot be told, where it cannot."""
+    flops: Range | None = None
+    """Operations of its model; None where it runs none."""
+    tokens: Range | None = None
+
+    @property
+    def job(self) -> str:
+        """The name that accounting gives this job."""
+        owner = f"run {self.run}" if self.run else "/".join(self.artifact or ())
+        named = ",".join(f"{name}={self.wildcards[name]}" for name in sorted(self.wildcards))
+        return f"{self.rule}[{named}]@{owner}"
+
+
+@dataclass(frozen=True, slots=True)
+class Reused:
+    """An artifact that is there already; `layer` names the store it lies in, if not this one."""
+
+    plan: ArtifactPlan
+    layer: str | None
+
+
+def reused(study: Study, store: ArtifactStore) -> list[Reused]:
+    """The artifacts of the study that need no work."""
+    found = []
+    for plan in study.artifacts.values():
+        artifact = store.artifact(plan.kind, plan.key)
+        if artifact.manifest_path.exists():
+            home = artifact.store
+            found.append(Reused(plan, None if home is store else str(home.root)))
+    return found
+
+
+def study_models(config: Config) -> dict[str, ModelSize | None]:
+    """The sizes of the configuration's models, `teacher NAME` and `student NAME`."""
+    found: dict[str, ModelSize | None] = {}
+    for name, teacher in config.teachers.items():
+        if isinstance(teacher, EmbeddedTeacher):
+            vocabulary = config.tokenizers[teacher.tokenizer].vocab_size
+            found[f"teacher {name}"] = from_shape(name, teacher.demo.model_dump(), vocabulary)
+        else:
+            found[f"teacher {name}"] = of_model(teacher.model, teacher.revision)
+    for name, student in config.students.items():
+        if isinstance(student.init, ScratchStudent):
+            vocabulary = config.tokenizers[student.tokenizer].vocab_size if student.tokenizer else 0
+            found[f"student {name}"] = from_shape(name, student.init.model_dump(), vocabulary)
+        else:
+            found[f"student {name}"] = of_model(student.init.model, student.init.revision)
+    return found
+
+
+def recipe_models(study: Study, models: Mapping[str, ModelSize | None]) -> dict[str, ModelSize]:
+    """The sizes of pretrained teachers by what recipes say of them."""
+    found = {}
+    for plan in study.artifacts.values():
+        model = models.get(f"teacher {plan.name}")
+        if "teacher" in plan.recipe and model is not None:
+            found[model_id(plan.recipe["teacher"])] = model
+    return found
+
+
+def downloads(config: Config, study: Study) -> list[str]:
+    """Pretrained models of the hub that the study reads and this machine's cache has not."""
+    wanted: dict[str, str | None] = {}
+    teachers = {run.teacher for run in study.runs.values() if run.teacher}
+    for name in sorted(teachers):
+        teacher = config.teachers[name]
+        if isinstance(teacher, PretrainedTeacher):
+            wanted[teacher.model] = teacher.revision
+    for name in sorted({run.student for run in study.runs.values()}):
+        init = config.students[name].init
+        if not isinstance(init, ScratchStudent):
+            wanted[init.model] = init.revision
+    return [
+        name
+        for name, revision in wanted.items()
+        if not Path(name).expanduser().is_dir() and hub_snapshot(name, revision) is None
+    ]
+
+
+class WorkList:
+    """Makes the items of a study, done or not."""
+
+    def __init__(
+        self,
+        config: Config,
+        study: Study,
+        store: ArtifactStore,
+        history: History,
+        offers: Mapping[str, str],
+    ) -> None:
+        self.config, self.study, self.store, self.history = config, study, store, history
+        self.offers = offers
+        self.models = study_models(config)
+
+    def items(self) -> Iterator[WorkItem]:
+        """Every job of the study but the prerun, sealing (a moment), accounting and the report."""
+        for key, source in sources(self.study, self.store, self.offers).items():
+            plan = self.study.artifacts[key]
+            if source == "remote":
+                yield self._fetch(plan)
+            elif source != "not needed":
+                yield from self._artifact(plan)
+        for run in self.study.runs.values():
+            yield self._training(run)
+            yield self._evaluation(run)
+
+    # -- artifacts --------------------------------------------------------------------------------
+
+    def _artifact(self, plan: ArtifactPlan) -> Iterator[WorkItem]:
+        artifact = self.store.artifact(plan.kind, plan.key)
+        whole = artifact.manifest_path.exists()
+        stage = STAGES[plan.kind]
+        model = self.models.get(f"teacher {plan.name}")
+        rows, per_row = self._part_rows(plan), self._tokens(plan)
+        tokens = None
+        if plan.kind not in ("dataset", "tokenizer") and rows is not None:
+            tokens = per_row.scaled(rows)
+        for part in range(plan.parts):
+            yield self._item(
+                RULES[plan.kind],
+                stage,
+                {"kind": plan.kind, "key": plan.key, "part": f"{part:05d}"},
+                f"{plan.kind} {plan.label}",
+                self._action(plan),
+                whole or artifact.receipt_path(part).exists(),
+                artifact=(plan.kind, plan.key),
+                model=model,
+                tokens=tokens,
+                length=per_row,
+                runs_model=plan.kind not in ("dataset", "tokenizer"),
+            )
+
+    def _fetch(self, plan: ArtifactPlan) -> WorkItem:
+        return self._item(
+            "fetch",
+            STAGES[plan.kind],
+            {"kind": plan.kind, "key": plan.key},
+            f"{plan.kind} {plan.label} from {self.offers[plan.key]}",
+            "fetch",
+            self.store.artifact(plan.kind, plan.key).manifest_path.exists(),
+            artifact=(plan.kind, plan.key),
+        )
+
+    def _action(self, plan: ArtifactPlan) -> str:
+        if plan.kind == "dataset":
+            return "fetch" if self.config.datasets[plan.name].source == "hub" else "prepare"
+        actions = {"tokenizer": "prepare", "model": "train", "scores": "evaluate"}
+        return actions.get(plan.kind, "generate")
+
+    def _part_rows(self, plan: ArtifactPlan) -> float | None:
+        """Rows of one part; None where the configuration does not bound them."""
+        if plan.kind == "model":
+            return float(plan.recipe["settings"]["steps"] * plan.recipe["settings"]["batch_size"])
+        if plan.kind == "scores":
+            return self._problems(plan.inputs["dataset"])[0]
+        if "splits" not in plan.recipe:
+            return 0.0
+        source = plan.inputs["sequences"]
+        dataset = source.inputs["sequences"] if source.kind == "corpus" else source
+        rows = self._dataset_rows(dataset, plan.recipe["splits"])
+        return None if rows is None else rows / plan.parts
+
+    def _dataset_rows(self, dataset: ArtifactPlan, splits: list[str]) -> float | None:
+        source = self.config.datasets[dataset.name]
+        counts = {"train": source.labelled, "unlabelled": source.unlabelled}
+        rows = [counts[split] for split in splits]
+        if None not in rows:
+            return float(sum(count or 0 for count in rows))
+        artifact = self.store.artifact("dataset", dataset.key)
+        if not artifact.manifest_path.exists():
+            return None
+        apart = source.unlabelled + source.validation + source.test
+        return float(artifact.manifest().rows - apart + (apart if "unlabelled" in splits else 0))
+
+    def _tokens(self, plan: ArtifactPlan) -> Range:
+        """Tokens of a row of an artifact."""
+        if plan.kind == "model":
+            return _ASSUMED.scaled(plan.recipe["settings"]["max_length"])
+        if plan.kind == "scores":
+            dataset = plan.inputs["dataset"]
+            return self._seen("teacher_evaluate", dataset.key) or self._problems(dataset)[1]
+        if plan.kind == "corpus":
+            longest = 2.0 * plan.recipe["decoding"]["max_new_tokens"]
+            seen = self._seen("teacher_generation", plan.inputs["sequences"].key)
+            return seen or _ASSUMED.scaled(longest)
+        if plan.kind == "logits":
+            seen = self._seen("teacher_logits", plan.inputs["sequences"].key)
+            return seen or _ASSUMED.scaled(plan.recipe["capture"]["max_length"])
+        return Range.exactly(0.0)
+
+    def _seen(self, stage: str, dataset: str) -> Range | None:
+        """Tokens per row as records of this dataset have them, with their spread."""
+        found = self.history.tokens_per_row(stage, dataset)
+        if not found:
+            return None
+        mean = fmean(found)
+        factor = max(1.1, max(found) / mean, mean / min(found))
+        return Range(mean, mean / factor, mean * factor)
+
+    def _problems(self, dataset: ArtifactPlan) -> tuple[float, Range]:
+        """Problems of an evaluation, and the tokens that each takes through the model."""
+        settings = self.config.evaluation
+        rows, tokens = 0.0, Range.exactly(0.0)
+        for task in settings.tasks:
+            if task == "word_problems":
+                count = self.config.datasets[dataset.name].test
+                each = _ASSUMED.scaled(2.0 * (settings.max_gen_toks or 64))
+            else:
+                known = next((name for name in _TASKS if task.startswith(name)), None)
+                count, each = _TASKS[known] if known else _OTHER_TASK
+            count = min(count, settings.limit or count)
+            rows += count
+            tokens = Range(*(a + count * b for a, b in zip(tokens, each, strict=True)))
+        return rows, tokens.scaled(1.0 / rows) if rows else Range.exactly(0.0)
+
+    # -- runs -------------------------------------------------------------------------------------
+
+    def _training(self, run: RunPlan) -> WorkItem:
+        settings = run.training
+        per_step = settings.batch_size * settings.accumulation
+        steps = float(settings.max_steps)
+        rows = self._dataset_rows(run.inputs["dataset"], run.recipe["splits"])
+        if settings.max_epochs is not None and rows is not None:
+            steps = min(steps, math.ceil(settings.max_epochs * rows / per_step))
+        least = min(steps, float(settings.stopping.patience * settings.eval_every))
+        read = run.inputs.get("corpus", run.inputs["dataset"])
+        seen = self._seen("student_train", read.key)
+        per_row = seen or _ASSUMED.scaled(settings.max_length)
+        tokens = per_row.scaled(steps * per_step)
+        tokens = tokens._replace(low=tokens.low * least / steps)
+        held_out = self.config.datasets[run.dataset].validation * (1 + steps / settings.eval_every)
+        return self._item(
+            "train_student",
+            "student_train",
+            {"run": run.name},
+            f"train {run.name}",
+            "train",
+            Path(self.config.results, "students", run.name, "training.json").exists(),
+            run=run.name,
+            model=self.models[f"student {run.student}"],
+            tokens=tokens,
+            length=per_row,
+            validated=per_row.value * held_out,
+            runs_model=True,
+        )
+
+    def _evaluation(self, run: RunPlan) -> WorkItem:
+        dataset = run.inputs["dataset"]
+        rows, per_row = self._problems(dataset)
+        per_row = self._seen("evaluate", dataset.key) or per_row
+        return self._item(
+            "evaluate_student",
+            "evaluate",
+            {"run": run.name},
+            f"evaluate {run.name}",
+            "evaluate",
+            Path(self.config.results, "scores", f"{run.name}.json").exists(),
+            run=run.name,
+            model=self.models[f"student {run.student}"],
+            tokens=per_row.scaled(rows),
+            length=per_row,
+            runs_model=True,
+        )
+
+    def _item(
+        self,
+        rule: str,
+        stage: str,
+        wildcards: Mapping[str, str],
+        label: str,
+        action: str,
+        done: bool,
+        *,
+        run: str | None = None,
+        artifact: tuple[str, str] | None = None,
+        model: ModelSize | None = None,
+        tokens: Range | None = None,
+        length: Range | None = None,
+        validated: float = 0.0,
+        runs_model: bool = False,
+    ) -> WorkItem:
+        flops = unknown = None
+        if runs_model and (model is None or tokens is None or length is None):
+            unknown = "the model's size" if model is None else "the number of rows"
+        elif runs_model and tokens is not None and length is not None:
+            work = (operations(stage, model, count, length.value, validated) for count in tokens)
+            flops = Range(*work)
+        return WorkItem(
+            rule=rule,
+            stage=stage,
+            wildcards=dict(wildcards),
+            label=label,
+            action=action,
+            done=done,
+            run=run,
+            artifact=artifact,
+            model=model if runs_model else None,
+            unknown=unknown,
+            flops=flops,
+            tokens=tokens if runs_model else None,
+        )
