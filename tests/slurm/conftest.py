@@ -33,13 +33,14 @@ Found = TypeVar("Found")
 
 def wait_for(condition: Callable[[], Found], what: str, seconds: float = 600.0) -> Found:
     """The first true value of ``condition``."""
+    print(f"{time.strftime('%T')} waiting for {what}", flush=True)
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         found = condition()
         if found:
             return found
         time.sleep(0.3)
-    raise AssertionError(f"waited {seconds:.0f} s in vain: {what}")
+    raise AssertionError(f"waited {seconds:.0f} s in vain for {what}")
 
 
 @dataclass
@@ -65,6 +66,7 @@ class Cluster:
 
     def script(self, *arguments: str) -> None:
         """Run cluster.sh."""
+        print(f"{time.strftime('%T')} cluster.sh", *arguments, flush=True)
         subprocess.run([HERE / "cluster.sh", *arguments], check=True, timeout=120)
 
     def slurm(self, *command: str) -> str:

@@ -23,8 +23,8 @@ def reader(tmp_path, monkeypatch):
     """The embedded default, with nothing done."""
     monkeypatch.chdir(tmp_path)
     values = yaml.safe_load((ROOT / "config/config.yaml").read_text())
-    config = load_config(values)
-    return Reader(config, plan_study(config), config.store.open(), budget_j=7200.0)
+    config = load_config({**values, "budget": {"kwh": 0.002}})
+    return Reader(config, plan_study(config), config.store.open())
 
 
 def record(folder, rule, wildcards, status="ok", joules=100.0, name="a", seconds=30.0):

@@ -140,14 +140,13 @@ class Reader:
     study: Study
     store: ArtifactStore
     logs: Path = Path("logs")
-    budget_j: float | None = None
     _attempts: Attempts = field(default_factory=Attempts)
 
     def read(self) -> Progress:
         """The study now."""
         others: list[Attempt] = []
         tasks = [*self._artifact_tasks(others), *self._run_tasks()]
-        results = Path(self.config.results)
+        results, kwh = Path(self.config.results), self.config.budget.kwh
         for name in (
             "prerun/energy.attempts",
             "accounting/energy.attempts",
@@ -157,7 +156,7 @@ class Reader:
         return Progress(
             tasks=tuple(tasks),
             others_j=sum(attempt.energy_j for attempt in others),
-            budget_j=self.budget_j,
+            budget_j=None if kwh is None else kwh * J_PER_KWH,
         )
 
     def _artifact_tasks(self, others: list[Attempt]) -> Iterator[Task]:
