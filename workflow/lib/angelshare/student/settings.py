@@ -41,6 +41,16 @@ class PretrainedStudent(Settings):
     """Hub name (``allenai/OLMo-2-0425-1B``) or a local folder."""
     revision: str | None = None
     """The hub commit; required for hub names, so that the recipe says which weights it means."""
+    keep_layers: list[Annotated[int, Field(ge=0)]] | None = Field(default=None, min_length=1)
+    """The model's layers that the student keeps, counted from 0, in their order; null keeps all.
+    With the teacher as the model this is the usual start of a smaller student (DistilBERT,
+    arXiv:1910.01108)."""
+
+    @model_validator(mode="after")
+    def _ascending(self) -> PretrainedStudent:
+        if self.keep_layers != (self.keep_layers and sorted(set(self.keep_layers))):
+            raise ValueError(f"keep_layers in ascending order (got {self.keep_layers})")
+        return self
 
 
 def _origin(value: object) -> str:
