@@ -178,7 +178,7 @@ def _score_row(score: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _views(cost: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for view in VIEW_TITLES:
         energy = f"{cost[f'{view}_j']:,.1f} J"
         low, high = cost[f"{view}_low_j"], cost[f"{view}_high_j"]
