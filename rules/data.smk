@@ -2,7 +2,16 @@
 #
 # Inputs:  source files or the hub, by pinned revision; nothing for generated problems
 # Outputs: datasets and trained tokenizers, as shared artifacts
-# Paid by: the artifact, and through it every run that reads it
+# Paid by: the artifact, and through it every run that reads it; the overlap report by nobody
+
+OVERLAP_REPORTS = (
+    expand(
+        "<results>/overlap/{dataset}.json",
+        dataset=sorted({run.dataset for run in STUDY.runs.values()}),
+    )
+    if CONFIG.benchmarks
+    else []
+)
 
 
 rule prepare_dataset:
@@ -41,3 +50,25 @@ rule train_tokenizer:
         "train tokenizer {wildcards.key}"
     script:
         "../workflow/scripts/train_tokenizer.py"
+
+
+# What a dataset shares with the evaluation sets, and with itself. It informs and changes nothing.
+rule report_overlap:
+    input:
+        dataset_manifest,
+    output:
+        report="<results>/overlap/{dataset}.json",
+        energy="<results>/overlap/{dataset}.energy.json",
+    log:
+        "<logs>/report_overlap/{dataset}.log",
+    conda:
+        "../environment.yml"
+    threads: CONFIG.hardware.of("report_overlap").threads
+    resources:
+        **asks("report_overlap"),
+    params:
+        recipe=overlap_recipe,
+    message:
+        "look for the benchmarks in dataset {wildcards.dataset}"
+    script:
+        "../workflow/scripts/report_overlap.py"

@@ -1,7 +1,7 @@
 # Frontiers: the figures and the report.
 #
 # Inputs:  the accounting tables
-# Outputs: results/report.html (opens offline), results/figures/
+# Outputs: results/report.html (opens offline), results/figures/; the README.md of every student's model
 # Paid by: nobody's bill; stated apart
 
 FIGURES = ["frontier", "stages", "amortization", "sweeps"]

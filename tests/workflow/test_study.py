@@ -5,6 +5,7 @@ import re
 
 import polars as pl
 import pytest
+from huggingface_hub import ModelCard
 
 from angelshare.energy.attempts import validate_sidecar
 
@@ -100,6 +101,17 @@ def test_the_report_stands_alone(finished):
     for name in ("frontier", "stages", "amortization"):
         assert (finished.folder / f"results/figures/{name}.svg").stat().st_size > 1000
         assert (finished.folder / f"results/figures/{name}.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_every_student_has_a_card_that_the_hub_can_read(finished):
+    runs = pl.read_parquet(finished.folder / "results/accounting/runs.parquet")
+    for row in runs.iter_rows(named=True):
+        card = ModelCard.load(finished.folder / f"results/students/{row['run']}/model/README.md")
+        emissions = card.data.co2_eq_emissions["emissions"]
+        assert emissions == pytest.approx(row["amortized_co2e_g"], abs=1e-6)
+        (result,) = card.data.eval_results
+        assert result.metric_value == row["word_problems_exact_match_after_hash"]
+        assert f"{row['one_off_j']:,.1f} J" in card.text
 
 
 def test_the_findings_are_three_lines(finished):

@@ -10,13 +10,16 @@ def main(job: PartJob) -> None:
     from angelshare.teacher.logits import capture_logits
 
     context = job.context
-    rows = job.slice(context.rows(job.plan.inputs["sequences"], job.plan.recipe["splits"]))
+    sequences = job.plan.inputs["sequences"]
+    rows = job.slice(context.rows(sequences, job.plan.recipe["splits"]))
+    if sequences.kind == "corpus":
+        rows, _ = context.answers(sequences, rows, job.plan.recipe)
     path = context.scratch / "logits.parquet"
     with context.teacher(job.plan) as (model, options):
         stats = capture_logits(
             model,
             rows,
-            context.config.capture,
+            job.plan.settings,
             path,
             progress=context.report,
             count=context.window.count,

@@ -14,7 +14,7 @@ def main(job: PartJob) -> None:
 
     context = job.context
     out = context.scratch / "model"
-    teacher = context.config.teachers[job.plan.name]
+    teacher = job.plan.settings
     with context.folder(job.plan.inputs["tokenizer"]) as tokenizer:
         context.making.tokenizer(load_tokenizer(tokenizer))
         context.making.device()

@@ -11,11 +11,12 @@ def main(job: PartJob) -> None:
     from angelshare.evaluation.harness import evaluate_model
 
     context = job.context
+    dataset = job.plan.inputs.get("dataset")
     with context.teacher(job.plan) as (model, options):
         scores = evaluate_model(
             model,
-            context.config.evaluation,
-            context.rows(job.plan.inputs["dataset"], ["test"]),
+            job.plan.settings,
+            context.rows(dataset, ["test"]) if dataset else None,
             context.report,
             context.window.count,
             phase=context.window.phase,

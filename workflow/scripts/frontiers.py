@@ -1,9 +1,9 @@
-"""Draw the figures, state the findings and write the report."""
+"""Draw the figures, state the findings, write the report and the students' model cards."""
 
 from pathlib import Path
 
 import unpack
-from angelshare.files import publish_bytes
+from angelshare.files import publish_bytes, read_json
 from angelshare.jobs import job
 
 with job(
@@ -19,6 +19,7 @@ with job(
     from angelshare.provenance import licence_warnings
     from angelshare.report.figures import write_figures
     from angelshare.report.html import write_report
+    from angelshare.report.model_card import hardware_of, write_cards
 
     tables = read_tables(Path(snakemake.input.tables[0]).parent)
     write_figures(tables, Path(snakemake.output.figures[0]).parent)
@@ -31,5 +32,7 @@ with job(
     if warnings:
         facts["Warnings"] = "; ".join(warnings)
     write_report(tables, Path(snakemake.output.report), facts=facts)
+    hardware = hardware_of(read_json(Path(snakemake.input.machine)))
+    write_cards(tables, context.config, context.study, hardware)
     lines = "".join(f"{line}\n" for line in headlines(tables))
     publish_bytes(Path(snakemake.output.findings), lines.encode())

@@ -16,13 +16,15 @@ def main(job: PartJob) -> None:
         stats = generate_corpus(
             model,
             rows,
-            context.config.generation,
+            job.plan.settings,
             path,
             progress=context.report,
             count=context.window.count,
             journal=job.journal(),
             **options,
         )
+    if stats.unanswered:
+        context.report.say(f"{stats.unanswered} prompts left no room for an answer and have none")
     job.commit({path.name: path}, rows=stats.sequences, tokens=stats.generated_tokens)
 
 

@@ -27,6 +27,11 @@ def train(context: JobContext, run: RunPlan, folder: Path) -> dict[str, Any]:
     from angelshare.student.train import TrainRequest, train_student
 
     dataset = run.inputs["dataset"]
+    rows = context.rows(run.inputs.get("corpus", dataset), run.recipe["splits"])
+    learnt: dict[str, Any] = {}
+    if "corpus" in run.inputs:
+        rows, answers = context.answers(run.inputs["corpus"], rows, run.recipe)
+        learnt["answers"] = answers.to_json()
     checkpoints = Path(context.config.results, "checkpoints", run.key)
     with context.tokenizer(run) as (tokenizer, revision), postponed_termination() as terminated:
         result = train_student(
@@ -36,7 +41,7 @@ def train(context: JobContext, run: RunPlan, folder: Path) -> dict[str, Any]:
                 loss=run.loss,
                 tokenizer=tokenizer,
                 tokenizer_revision=revision,
-                train=context.rows(run.inputs.get("corpus", dataset), run.recipe["splits"]),
+                train=rows,
                 validation=context.rows(dataset, ["validation"]),
                 cache=context.read(run.inputs["logits"]) if "logits" in run.inputs else (),
                 seed=run.seed,
@@ -48,7 +53,7 @@ def train(context: JobContext, run: RunPlan, folder: Path) -> dict[str, Any]:
             terminated,
         )
     context.record_consumer(run, run.upstream(), result.trained_tokens)
-    record = {"recipe": run.recipe, **result.to_json()}
+    record = {"recipe": run.recipe, **learnt, **result.to_json()}
     publish_json(folder / "finished.json", record)
     shutil.rmtree(checkpoints)
     return record

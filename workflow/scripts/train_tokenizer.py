@@ -9,9 +9,8 @@ def main(job: PartJob) -> None:
     # Imported inside the window: loading transformers costs energy too.
     from angelshare.data.tokenizer import problem_tokenizer, save_tokenizer
 
-    config = job.context.config
-    settings = config.tokenizers[job.plan.name]
-    tokenizer = problem_tokenizer(settings, config.datasets[settings.dataset])
+    settings = job.plan.settings
+    tokenizer = problem_tokenizer(settings, job.context.config.datasets[settings.dataset])
     save_tokenizer(tokenizer, job.context.scratch)
     job.context.making.tokenizer(tokenizer)
     job.commit(

@@ -36,11 +36,10 @@ def test_jsonl_and_parquet_give_the_same_seeded_splits(tmp_path) -> None:
     jsonl = write_jsonl(tmp_path / "rows.jsonl", ROWS)
     pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "rows.parquet")
     settings = FileSource(source="file", path=jsonl, **COUNTS)
-    table = load_source(settings)
-    assert table.equals(
-        load_source(settings.model_copy(update={"path": str(tmp_path / "rows.parquet")}))
-    )
-    assert not table.equals(load_source(settings.model_copy(update={"seed": 1})))
+    table, _ = load_source(settings)
+    parquet = settings.model_copy(update={"path": str(tmp_path / "rows.parquet")})
+    assert table.equals(load_source(parquet)[0])
+    assert not table.equals(load_source(settings.model_copy(update={"seed": 1}))[0])
     sizes = {split: in_splits(table, [split]).num_rows for split in set(table["split"].to_pylist())}
     assert sizes == {"train": 11, "unlabelled": 4, "validation": 3, "test": 2}
     assert set(table["id"].to_pylist()) == {row["id"] for row in ROWS}
@@ -55,14 +54,16 @@ def test_jsonl_and_parquet_give_the_same_seeded_splits(tmp_path) -> None:
 def test_a_repeated_prompt_is_taken_once(tmp_path) -> None:
     again = {**ROWS[0], "id": "again"}
     path = write_jsonl(tmp_path / "rows.jsonl", [*ROWS, again])
-    table = load_source(FileSource(source="file", path=path, **COUNTS))
+    table, counts = load_source(FileSource(source="file", path=path, **COUNTS))
     assert table.num_rows == 20
-    assert "again" not in table["id"].to_pylist()
+    assert len({"again", "tulu_0"} & set(table["id"].to_pylist())) == 1
+    assert counts.dropped == {"repeated prompt": 1}
 
 
 def test_a_subsample_leaves_the_rest_out(tmp_path) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", ROWS)
-    table = load_source(FileSource(source="file", path=path, labelled=5, validation=2))
+    table, counts = load_source(FileSource(source="file", path=path, labelled=5, validation=2))
+    assert (counts.source_rows, counts.examined_rows) == (20, 7)
     assert sorted(table["split"].to_pylist()) == ["train"] * 5 + ["validation"] * 2
 
 
@@ -70,17 +71,16 @@ def test_a_subsample_leaves_the_rest_out(tmp_path) -> None:
     ("row", "message"),
     [
         ({"prompt": "a"}, "row 2: no field 'messages'; it has prompt"),
-        ({"messages": []}, "row 2: 'messages' must be a list of messages"),
+        ({"messages": "text"}, "row 2: 'messages' must be a list of messages"),
         ({"messages": [{"role": "user"}]}, "row 2, message 1: no content"),
         ({"messages": [{"content": "a"}]}, "row 2, message 1: no role"),
         ({"messages": [{"role": "human", "content": "a"}]}, "role 'human' is none of system"),
-        ({"messages": [{"role": "user", "content": "a"}]}, "row 2: must end with a user message"),
     ],
 )
 def test_malformed_rows_are_named(tmp_path, row, message: str) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", [ROWS[0], row])
     with pytest.raises(AngelshareError, match=message):
-        load_source(FileSource(source="file", path=path))
+        load_source(FileSource(source="file", path=path, validation=1))
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path) -> None:
@@ -93,7 +93,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path) -> None:
     with pytest.raises(AngelshareError, match="row 1: not JSON"):
         load_source(FileSource(source="file", path=str(tmp_path / "rows.jsonl")))
     path = write_jsonl(tmp_path / "few.jsonl", ROWS)
-    with pytest.raises(AngelshareError, match="20 rows with different prompts do not fill"):
+    with pytest.raises(AngelshareError, match="20 usable rows with different prompts do not fill"):
         load_source(FileSource(source="file", path=path, validation=20))
 
 
@@ -106,7 +106,7 @@ def test_a_hub_dataset_is_read_at_its_revision(monkeypatch) -> None:
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     settings = HubSource(source="hub", name="allenai/sample", revision="a" * 40, **COUNTS)
-    assert load_source(settings).num_rows == 20
+    assert load_source(settings)[0].num_rows == 20
     assert asked == {
         "name": "allenai/sample",
         "subset": None,
@@ -127,8 +127,10 @@ def test_a_hub_that_cannot_be_reached_says_what_to_do(monkeypatch) -> None:
 def test_the_source_field_decides_the_settings() -> None:
     adapter = TypeAdapter(DataSource)
     assert adapter.validate_python({"source": "word_problems"}) == WordProblems()
-    with pytest.raises(ValidationError, match="revision"):
-        adapter.validate_python({"source": "hub", "name": "a/b", "revision": "main"})
+    hub = adapter.validate_python({"source": "hub", "name": "a/b", "revision": "main"})
+    assert isinstance(hub, HubSource)
+    with pytest.raises(ValidationError, match="prompt_field and answer_field"):
+        adapter.validate_python({"source": "file", "path": "a.jsonl", "prompt_field": "question"})
 
 
 def test_a_damaged_parquet_file_is_named(tmp_path) -> None:

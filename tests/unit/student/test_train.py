@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow as pa
 import pytest
 import safetensors.torch
 import torch
@@ -310,6 +311,54 @@ def test_epochs_bound_the_schedule(make_request: Make) -> None:
 def test_a_loss_that_is_not_finite_stops_with_advice(make_request: Make) -> None:
     with pytest.raises(AngelshareError, match=r"not finite at step .*learning_rate"):
         train(make_request(lr=1e30, warmup_steps=0))
+
+
+def test_bfloat16_weights_train_and_are_published_as_such(make_request: Make) -> None:
+    request = make_request(precision="bfloat16", max_steps=30, eval_every=10)
+    result = train(request)
+    assert result.cross_entropy < 0.8 * result.untrained_cross_entropy
+    assert {weight.dtype for weight in weights(request).values()} == {torch.bfloat16}
+
+
+def test_4x16_and_64x1_give_one_loss_curve(make_request: Make) -> None:
+    """The paper's batch: the loss is a sum over 64 rows' targets, whatever the passes."""
+    rows = make_request().train
+    rows = pa.concat_tables([rows, rows.slice(0, 16)])
+    curves = []
+    for name, batch_size, accumulation in (("parts", 4, 16), ("whole", 64, 1)):
+        request = make_request(
+            name,
+            "adafactor",
+            train=rows,
+            max_steps=4,
+            eval_every=1,
+            batch_size=batch_size,
+            accumulation=accumulation,
+        )
+        curves.append(train(request).history)
+    assert len(curves[0]) == len(curves[1]) == 5
+    for one, other in zip(*curves, strict=True):
+        for name in ("train_loss", "cross_entropy", "gradient_norm", "learning_rate"):
+            assert one.get(name) == pytest.approx(other.get(name), abs=2e-4), name
+
+
+def test_curves_go_to_the_trainer_s_own_integrations_only_when_asked(
+    make_request: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    class Stop(Exception):
+        pass
+
+    def arguments(**settings: object) -> None:
+        asked.append(settings["report_to"])
+        raise Stop
+
+    monkeypatch.setattr(train_module, "TrainingArguments", arguments)
+    for name, report_to in (("off", []), ("on", ["wandb", "mlflow"])):
+        with pytest.raises(Stop):
+            train(make_request(name, report_to=report_to))
+    assert asked == ["none", ["wandb", "mlflow"]]
 
 
 def test_a_pretrained_student_starts_from_its_weights(

@@ -89,13 +89,40 @@ def test_gumbel_noise_samples_the_distribution() -> None:
     assert ((frequencies - probabilities).abs() < 5 * errors).all()
 
 
-def test_a_prompt_that_does_not_fit_is_named(model_dir, dataset, tmp_path) -> None:
-    settings = GREEDY.model_copy(update={"max_model_len": 20})
-    with pytest.raises(AngelshareError, match=r"row \S+: a prompt of \d+ tokens .* exceed .* 20;"):
+def test_a_prompt_that_does_not_fit_is_kept_without_an_answer(model_dir, dataset, tmp_path) -> None:
+    tokenizer = load_tokenizer(model_dir)
+    lengths = [len(prompt_ids(tokenizer, m)) for m in dataset["messages"].to_pylist()]
+    room = sorted(lengths)[9] + GREEDY.max_new_tokens
+    settings = GREEDY.model_copy(update={"max_model_len": room})
+    counted = []
+    stats = generate_corpus(
+        model_dir,
+        dataset,
+        settings,
+        tmp_path / "corpus",
+        progress=nothing,
+        count=lambda **tokens: counted.append(tokens),
+    )
+    corpus = read_table(tmp_path / "corpus")
+    whole = answers(model_dir, dataset, tmp_path / "whole", GREEDY)
+    assert corpus["id"].to_pylist() == dataset["id"].to_pylist()
+    for length, row in zip(lengths, corpus.to_pylist(), strict=True):
+        assert row["prompt_tokens"] == length
+        if length + 12 > room:
+            assert row["finish_reason"] == "prompt_too_long"
+            assert [message["role"] for message in row["messages"]] == ["user"]
+            assert row["generated_tokens"] == 0
+        else:
+            assert row["messages"][-1]["content"] == whole[row["id"]]
+    fitting = [length for length in lengths if length + 12 <= room]
+    assert 0 < stats.unanswered == len(lengths) - len(fitting)
+    assert stats.prompt_tokens == sum(fitting) == sum(some["prompt"] for some in counted)
+
+
+def test_prompts_of_which_none_fits_are_an_error(model_dir, dataset, tmp_path) -> None:
+    settings = GREEDY.model_copy(update={"max_model_len": 13})
+    with pytest.raises(AngelshareError, match=r"none of 28 prompts .* exceeds the model's 13;"):
         answers(model_dir, dataset, tmp_path / "corpus", settings)
-    too_long = GREEDY.model_copy(update={"max_new_tokens": 96})
-    with pytest.raises(AngelshareError, match="exceed the model's 96"):
-        answers(model_dir, dataset, tmp_path / "corpus", too_long)
     assert not (tmp_path / "corpus").exists()
 
 

@@ -10,22 +10,34 @@ from __future__ import annotations
 import difflib
 import getpass
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
 from angelshare.accounting.settings import AccountingSettings
-from angelshare.data.settings import DataSource, TokenizerSettings
+from angelshare.data.settings import (
+    AnswerFilter,
+    BenchmarkSource,
+    DataSource,
+    OverlapSettings,
+    TokenizerSettings,
+)
 from angelshare.energy.settings import CarbonSettings, EnergySettings
 from angelshare.errors import AngelshareError
 from angelshare.evaluation.settings import EvaluationSettings
 from angelshare.planning.settings import BudgetSettings
 from angelshare.recipes import digest
+from angelshare.revisions import filled, is_local, missing
 from angelshare.settings import PROJECT_LICENCE, Settings
 from angelshare.store.artifacts import ArtifactStore
-from angelshare.student.settings import LossSettings, StudentInit, TrainingSettings
+from angelshare.student.settings import (
+    LossSettings,
+    ScratchStudent,
+    StudentInit,
+    TrainingSettings,
+)
 from angelshare.teacher.settings import CaptureSettings, DecodingSettings, DemoTeacher
 
 
@@ -106,8 +118,10 @@ class Student(Settings):
     init: StudentInit
     """From scratch, or pretrained weights."""
     tokenizer: str | None = None
-    """For a student from scratch: the entry of ``tokenizers`` it reads with. A pretrained
-    student brings its own."""
+    """For a student from scratch: the entry of ``tokenizers`` it reads with."""
+    tokenizer_of: str | None = None
+    """For a pretrained student: the entry of ``teachers`` whose tokenizer and chat template it
+    reads with, as base models do that have no template. Null: it brings its own."""
 
 
 class PipelineSettings(Settings):
@@ -136,6 +150,15 @@ class GridBlock(Settings):
     """Distillation temperatures; empty: the one of ``loss``."""
     alpha: list[Annotated[float, Field(ge=0, le=1)]] = []
     """Weights of the hard-label loss; empty: the one of ``loss``."""
+    labelled: list[Annotated[int, Field(gt=0)]] = []
+    """Rows of the dataset's ``train`` split; empty: the dataset's own number. Each number is a
+    dataset of its own, the smaller one a subset of the larger, and the teacher works for each."""
+    max_new_tokens: list[Annotated[int, Field(gt=0)]] = []
+    """Longest answers of the teacher; empty: the one of ``generation``."""
+    generation: dict[str, Any] = {}
+    """Changes to ``generation`` for this block alone."""
+    answers: dict[str, Any] = {}
+    """Changes to ``answers`` for this block alone."""
     training: dict[str, Any] = {}
     """Changes to ``training`` for this block alone."""
 
@@ -157,6 +180,7 @@ RuleName = Literal[
     "prerun",
     "prepare_dataset",
     "train_tokenizer",
+    "report_overlap",
     "demo_teacher",
     "capture_logits",
     "generate_corpus",
@@ -221,6 +245,14 @@ class Config(Settings):
     """What jobs ask for."""
     datasets: dict[str, DataSource]
     """The data sets by name."""
+    revisions: dict[str, str] = {}
+    """The commit of every hub name that states none itself. A branch or tag is good enough to plan
+    with; before anything runs, ``angelshare resolve`` writes the commit in its place."""
+    benchmarks: dict[str, BenchmarkSource] = {}
+    """Evaluation sets that the training data are searched for, by name. The report of each dataset
+    lies in ``<results>/overlap/``; it changes no artifact."""
+    overlap: OverlapSettings = OverlapSettings()
+    """What counts as overlap."""
     tokenizers: dict[str, TrainedTokenizer] = {}
     """Tokenizers that the workflow trains, by name (pretrained models bring their own)."""
     teachers: dict[str, EmbeddedTeacher | PretrainedTeacher]
@@ -233,6 +265,8 @@ class Config(Settings):
     """How the teacher's distribution is cached."""
     generation: DecodingSettings = DecodingSettings()
     """How the teacher answers prompts."""
+    answers: AnswerFilter = AnswerFilter()
+    """Which of its answers students learn from."""
     loss: LossSettings = LossSettings()
     """The distillation loss, where a grid block does not say otherwise."""
     training: TrainingSettings = TrainingSettings()
@@ -262,7 +296,8 @@ def load_config(values: Mapping[str, Any], where: str = "the configuration") -> 
     except ValidationError as error:
         lines = dict.fromkeys(_explain(problem) for problem in error.errors())
         raise AngelshareError(_join(where, lines)) from None
-    problems = list(_dangling_names(config)) + list(_unusable_paths(config))
+    config = filled(config)
+    problems = [*_dangling_names(config), *missing(config), *_unusable_paths(config)]
     if problems:
         raise AngelshareError(_join(where, dict.fromkeys(problems)))
     return config
@@ -327,16 +362,23 @@ def _dangling_names(config: Config) -> Iterator[str]:
                 f"{where}: temperature and alpha belong to the distillation loss, which pipeline "
                 f"{block.pipeline!r} does not use (logits: false)."
             )
+        reads_answers = block.max_new_tokens or block.generation or block.answers
+        if pipeline and pipeline.data != "corpus" and reads_answers:
+            yield (
+                f"{where}: max_new_tokens, generation and answers belong to the teacher's answers, "
+                f"which pipeline {block.pipeline!r} does not read (data: dataset)."
+            )
         for temperature in block.temperature:
             if temperature not in config.capture.usable_temperatures:
                 yield f"{where}.temperature {_off_grid(config.capture, temperature)}"
         own, usable = config.loss.temperature, config.capture.usable_temperatures
         if pipeline and pipeline.logits and not block.temperature and own not in usable:
             yield f"loss.temperature {_off_grid(config.capture, own)}"
-        try:
-            training_of(config, block)
-        except ValidationError as error:
-            yield from (f"{where}.training.{_explain(problem)}" for problem in error.errors())
+        for section, settings_of in _BLOCK_SETTINGS.items():
+            try:
+                settings_of(config, block)
+            except ValidationError as error:
+                yield from (f"{where}.{section}.{_explain(problem)}" for problem in error.errors())
     for name, teacher in config.teachers.items():
         if isinstance(teacher, EmbeddedTeacher):
             yield from _generated(config, f"teachers.{name}.dataset", teacher.dataset)
@@ -347,6 +389,19 @@ def _dangling_names(config: Config) -> Iterator[str]:
     for name, student in config.students.items():
         if student.tokenizer is not None and student.tokenizer not in config.tokenizers:
             yield _unknown(f"students.{name}.tokenizer", student.tokenizer, config.tokenizers)
+        yield from _borrowed_tokenizer(config, f"students.{name}.tokenizer_of", student)
+
+
+def _borrowed_tokenizer(config: Config, where: str, student: Student) -> Iterator[str]:
+    """A tokenizer can only be lent by a pretrained teacher to a pretrained student."""
+    if student.tokenizer_of is None:
+        return
+    if student.tokenizer_of not in config.teachers:
+        yield _unknown(where, student.tokenizer_of, config.teachers)
+    elif not isinstance(config.teachers[student.tokenizer_of], PretrainedTeacher):
+        yield f"{where}: {student.tokenizer_of!r} is made here; name its entry of tokenizers."
+    elif isinstance(student.init, ScratchStudent):
+        yield f"{where}: a student from scratch needs an entry of tokenizers instead."
 
 
 def _generated(config: Config, where: str, dataset: str) -> Iterator[str]:
@@ -378,12 +433,20 @@ def _unknown(where: str, name: str, table: Mapping[str, Any]) -> str:
 
 def _unusable_paths(config: Config) -> Iterator[str]:
     """Files that are named and not there, folders that cannot be written."""
-    for name, source in config.datasets.items():
-        if source.source == "file" and not Path(source.path).is_file():
-            yield f"datasets.{name}.path: there is no file {source.path!r}."
-    for name, teacher in config.teachers.items():
-        if isinstance(teacher, PretrainedTeacher):
-            yield from _model_problem(f"teachers.{name}", teacher.model, teacher.revision)
+    for section, sources in (("datasets", config.datasets), ("benchmarks", config.benchmarks)):
+        for name, source in sources.items():
+            if source.source == "file" and not Path(source.path).is_file():
+                yield f"{section}.{name}.path: there is no file {source.path!r}."
+    models: dict[str, Settings] = {}
+    models |= {f"teachers.{name}": teacher for name, teacher in config.teachers.items()}
+    models |= {f"students.{name}.init": student.init for name, student in config.students.items()}
+    for where, entry in models.items():
+        model = getattr(entry, "model", None)
+        if model and is_local(model) and not (Path(model).expanduser() / "config.json").is_file():
+            yield f"{where}.model: {model} has no config.json; it must be a saved model's folder."
+    tasks = config.evaluation.task_folder
+    if tasks is not None and not Path(tasks).is_dir():
+        yield f"evaluation.task_folder: there is no folder {tasks!r}."
     for number, layer in enumerate(config.store.layers):
         if not Path(layer).is_dir():
             yield f"store.layers[{number}]: there is no store at {layer}."
@@ -409,19 +472,31 @@ def _unknown_protocol(where: str, url: str) -> Iterator[str]:
         yield f"{where}: fsspec knows no file system for {protocol}:// (got {url!r})."
 
 
-def _model_problem(where: str, model: str, revision: str | None) -> Iterator[str]:
-    """A local model folder must exist; a hub name must carry the revision it means."""
-    local = Path(model)
-    if local.is_absolute() or model.startswith((".", "~")):
-        if not (local.expanduser() / "config.json").is_file():
-            yield f"{where}.model: {model} has no config.json; it must be a saved model's folder."
-    elif revision is None and not local.is_dir():
-        yield f"{where}.revision is missing: name the hub commit of {model}."
-
-
 def training_of(config: Config, block: GridBlock) -> TrainingSettings:
     """The training settings of a grid block: the common ones with the block's changes."""
     return TrainingSettings.model_validate({**config.training.model_dump(), **block.training})
+
+
+def generation_of(
+    config: Config, block: GridBlock, max_new_tokens: int | None = None
+) -> DecodingSettings:
+    """How the teacher answers for a grid block: the common settings with the block's changes."""
+    changes = dict(block.generation)
+    if max_new_tokens is not None:
+        changes["max_new_tokens"] = max_new_tokens
+    return DecodingSettings.model_validate({**config.generation.model_dump(), **changes})
+
+
+def answers_of(config: Config, block: GridBlock) -> AnswerFilter:
+    """Which answers the students of a grid block learn from."""
+    return AnswerFilter.model_validate({**config.answers.model_dump(), **block.answers})
+
+
+_BLOCK_SETTINGS: dict[str, Callable[[Config, GridBlock], Settings]] = {
+    "training": training_of,
+    "generation": generation_of,
+    "answers": answers_of,
+}
 
 
 def json_schema() -> dict[str, Any]:

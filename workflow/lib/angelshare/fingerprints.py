@@ -54,10 +54,18 @@ class Fingerprints:
         found = sorted(p for p in folder.iterdir() if p.suffix in MODEL_FILES and p.is_file())
         return {path.name: self.file(path) for path in found if not path.name.startswith(".")}
 
+    def folder(self, path: str | Path) -> str:
+        """The digest of all files that lie in a folder, by their names."""
+        files = sorted(p for p in Path(path).expanduser().iterdir() if p.is_file())
+        named = [[p.name, self.file(p)] for p in files if not p.name.startswith(".")]
+        return digest("angelshare/folder", named)
+
     def student(self, init: StudentInit) -> dict[str, Any]:
         """What a recipe says of a student's initial weights."""
         values: dict[str, Any] = init.model_dump()
         model = values.pop("model", None)
+        if values.get("keep_layers", ...) is None:
+            del values["keep_layers"]
         if model is None:
             return values
         return {**values, **self.model(model, values.pop("revision", None))}

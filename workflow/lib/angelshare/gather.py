@@ -178,6 +178,10 @@ def _sources(
         )
     ]
     apart = [accounting.AttemptSource(results / "prerun" / "energy.attempts")]
+    apart += [
+        accounting.AttemptSource(results / "overlap" / f"{name}.energy.attempts")
+        for name in study.datasets
+    ]
     sources = (*shared, *own, *apart)
     for source in sources:
         # Job and sampler may have died together, and no later attempt closed their record.

@@ -40,7 +40,8 @@ def _reference(schema: dict[str, Any]) -> Iterator[str]:
     yield "# Configuration"
     yield ""
     yield (
-        "`config.yaml` is the embedded default; `grids/` holds others, used with `--configfile`. "
+        "`config.yaml` is the embedded default; `grids/` holds others, used instead of it with "
+        "`--configfile`. "
         "Generated from `angelshare.config` by `make schemas`."
     )
     for section, field in schema["properties"].items():

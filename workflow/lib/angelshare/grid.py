@@ -9,14 +9,27 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
-from angelshare.config import Config, EmbeddedTeacher, GridBlock, PipelineSettings, training_of
+from angelshare.config import (
+    Config,
+    EmbeddedTeacher,
+    GridBlock,
+    PipelineSettings,
+    PretrainedTeacher,
+    answers_of,
+    generation_of,
+    training_of,
+)
+from angelshare.data.settings import AnswerFilter, DataSource
+from angelshare.evaluation.settings import OWN_TASKS
 from angelshare.fingerprints import Fingerprints
 from angelshare.recipes import Recipe, make_recipe, recipe_key
+from angelshare.settings import Settings
 from angelshare.student.settings import LossSettings, TrainingSettings
+from angelshare.teacher.settings import DecodingSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +46,8 @@ class ArtifactPlan:
     """The configuration's entry it comes from: a dataset, a tokenizer or a teacher."""
     label: str
     """What it is, for people."""
+    settings: Settings
+    """What its job works with, whatever part of it is in the recipe."""
 
     def closure(self) -> Iterator[ArtifactPlan]:
         """This artifact and everything it is made from, inputs first, each once."""
@@ -91,6 +106,18 @@ class Study:
     """By key."""
     runs: dict[str, RunPlan] = field(default_factory=dict)
     """By name."""
+    evaluation: Recipe = field(default_factory=dict)
+    """What decides a score besides the model and the dataset."""
+
+    @property
+    def datasets(self) -> dict[str, ArtifactPlan]:
+        """The dataset of each name; of several variants, the one with the most labelled rows."""
+        found: dict[str, ArtifactPlan] = {}
+        for run in self.runs.values():
+            plan, known = run.inputs["dataset"], found.get(run.dataset)
+            if known is None or _labelled(plan) > _labelled(known):
+                found[run.dataset] = plan
+        return found
 
     def needed(self, there: Collection[str]) -> dict[str, ArtifactPlan]:
         """What the runs read, and what has to be made for it, by key.
@@ -113,10 +140,15 @@ class Study:
         return found
 
 
+def _labelled(plan: ArtifactPlan) -> float:
+    count = plan.recipe["source"]["labelled"]
+    return math.inf if count is None else float(count)
+
+
 def plan_study(config: Config) -> Study:
     """Expand the configuration's grid into artifacts and runs. Reads no artifact."""
     planner = _Planner(config)
-    study = Study()
+    study = Study(evaluation=planner.evaluation())
     for block in config.grid:
         for run in planner.runs(block):
             study.runs[run.name] = run
@@ -162,6 +194,8 @@ class _Planner:
         kind: str,
         name: str,
         inputs: dict[str, ArtifactPlan],
+        settings: Settings,
+        /,
         *,
         parts: int = 1,
         label: str | None = None,
@@ -177,15 +211,22 @@ class _Planner:
             inputs=inputs,
             name=name,
             label=label or name,
+            settings=settings,
         )
 
-    @_once
-    def dataset(self, name: str) -> ArtifactPlan:
+    def source(self, name: str, labelled: int | None) -> DataSource:
+        """A dataset of the configuration, or its variant with another number of rows."""
         source = self.config.datasets[name]
+        return source.model_copy(update={"labelled": labelled}) if labelled else source
+
+    @_once
+    def dataset(self, name: str, labelled: int | None = None) -> ArtifactPlan:
+        source = self.source(name, labelled)
         settings = source.identity()
         if source.source == "file":
             settings["path"] = {"sha256": self.fingerprints.file(source.path)}
-        return self.artifact("dataset", name, {}, source=settings)
+        label = f"{name}, {labelled} rows" if labelled else name
+        return self.artifact("dataset", name, {}, source, label=label, source=settings)
 
     @_once
     def tokenizer(self, name: str) -> ArtifactPlan:
@@ -194,6 +235,7 @@ class _Planner:
             "tokenizer",
             name,
             {},
+            trained,
             settings=trained.identity(),
             problems=self.config.datasets[trained.dataset].identity(),
         )
@@ -208,6 +250,7 @@ class _Planner:
                 "model",
                 name,
                 inputs,
+                teacher,
                 settings=teacher.demo.identity(),
                 problems=self.config.datasets[teacher.dataset].identity(),
             )
@@ -217,45 +260,51 @@ class _Planner:
             named["trust_remote_code"] = True
         return {}, {"teacher": named}
 
-    def rows(self, dataset: str, splits: list[str]) -> int | None:
-        """How many rows the data recipe promises in these splits; None where it takes all."""
-        source = self.config.datasets[dataset]
+    def parts(self, source: DataSource, splits: list[str]) -> int:
+        """How many jobs share these splits; one where the recipe promises no number of rows."""
         sizes = {"train": source.labelled, "unlabelled": source.unlabelled}
-        counts = [sizes[split] for split in splits]
-        known = [count for count in counts if count is not None]
-        return sum(known) if len(known) == len(counts) else None
-
-    def parts(self, dataset: str, splits: list[str]) -> int:
-        rows = self.rows(dataset, splits)
-        return 1 if rows is None else max(1, math.ceil(rows / self.config.hardware.part_rows))
+        rows = [sizes[split] for split in splits]
+        known = [count for count in rows if count is not None]
+        if len(known) < len(rows):
+            return 1
+        return max(1, math.ceil(sum(known) / self.config.hardware.part_rows))
 
     @_once
-    def corpus(self, dataset: str, teacher: str) -> ArtifactPlan:
+    def corpus(self, data: _Data, teacher: str) -> ArtifactPlan:
         splits = ["train", "unlabelled"]
         inputs, named = self.teacher(teacher)
+        sequences = self.dataset(data.name, data.labelled)
+        usual = data.decoding == self.config.generation
         return self.artifact(
             "corpus",
             teacher,
-            {**inputs, "sequences": self.dataset(dataset)},
-            parts=self.parts(dataset, splits),
-            label=f"{teacher} answers {dataset}",
+            {**inputs, "sequences": sequences},
+            data.decoding,
+            parts=self.parts(self.source(data.name, data.labelled), splits),
+            label=f"{teacher} answers {sequences.label}"
+            + ("" if usual else f", up to {data.decoding.max_new_tokens} tokens"),
             splits=splits,
             part_rows=self.config.hardware.part_rows,
-            decoding=self.config.generation.identity(),
+            decoding=data.decoding.identity(),
             **named,
         )
 
     @_once
-    def logits(self, dataset: str, teacher: str, pipeline: PipelineSettings) -> ArtifactPlan:
+    def logits(self, data: _Data, teacher: str, pipeline: PipelineSettings) -> ArtifactPlan:
         inputs, named = self.teacher(teacher)
         splits = _splits(pipeline)
         from_corpus = pipeline.data == "corpus"
-        sequences = self.corpus(dataset, teacher) if from_corpus else self.dataset(dataset)
+        if from_corpus:
+            named |= data.filtered()
+        sequences = (
+            self.corpus(data, teacher) if from_corpus else self.dataset(data.name, data.labelled)
+        )
         return self.artifact(
             "logits",
             teacher,
             {**inputs, "sequences": sequences},
-            parts=self.parts(dataset, splits),
+            self.config.capture,
+            parts=self.parts(self.source(data.name, data.labelled), splits),
             label=f"{teacher} on {sequences.label}, {self.config.capture.codec}",
             splits=splits,
             part_rows=self.config.hardware.part_rows,
@@ -265,13 +314,16 @@ class _Planner:
 
     @_once
     def scores(self, dataset: str, teacher: str) -> ArtifactPlan:
+        """The teacher's scores; one artifact for all datasets unless a task asks one of them."""
         inputs, named = self.teacher(teacher)
+        own = OWN_TASKS.intersection(self.config.evaluation.tasks)
         return self.artifact(
             "scores",
             teacher,
-            {**inputs, "dataset": self.dataset(dataset)},
-            label=f"{teacher} on {dataset}",
-            evaluation=self.config.evaluation.identity(),
+            {**inputs, "dataset": self.dataset(dataset)} if own else inputs,
+            self.config.evaluation,
+            label=f"{teacher} on {dataset}" if own else f"{teacher} on the benchmarks",
+            evaluation=self.evaluation(),
             **named,
         )
 
@@ -280,45 +332,67 @@ class _Planner:
         """What a recipe says of a student's initial weights."""
         return self.fingerprints.student(self.config.students[student].init)
 
+    def evaluation(self) -> Recipe:
+        """What decides a score besides the model and the dataset."""
+        settings = self.config.evaluation
+        recipe = settings.identity()
+        if settings.task_folder is not None:
+            recipe["task_folder"] = {"sha256": self.fingerprints.folder(settings.task_folder)}
+        return recipe
+
     # -- runs -------------------------------------------------------------------------------------
 
     def runs(self, block: GridBlock) -> Iterator[RunPlan]:
         """The runs of one grid block, seeds innermost."""
-        losses: list[dict[str, float]] = [{}]
+        varied: dict[str, Sequence[float]] = {
+            "labelled": block.labelled,
+            "max_new_tokens": block.max_new_tokens,
+        }
         if self.config.pipelines[block.pipeline].logits:
             loss = self.config.loss
-            losses = [
-                {"temperature": float(temperature), "alpha": float(alpha)}
-                for temperature in block.temperature or [loss.temperature]
-                for alpha in block.alpha or [loss.alpha]
-            ]
-        training = training_of(self.config, block)
-        for dataset, student, varied, seed in itertools.product(
-            block.datasets, block.students, losses, block.seeds
+            varied["temperature"] = block.temperature or [loss.temperature]
+            varied["alpha"] = block.alpha or [loss.alpha]
+        varied = {name: values for name, values in varied.items() if values}
+        training, answers = training_of(self.config, block), answers_of(self.config, block)
+        decoding = functools.cache(functools.partial(generation_of, self.config, block))
+        for dataset, student, values, seed in itertools.product(
+            block.datasets,
+            block.students,
+            itertools.product(*varied.values()),
+            block.seeds,
         ):
-            yield self.run(block, training, dataset, student, varied, seed)
+            chosen = dict(zip(varied, map(float, values), strict=True))
+            labelled, longest = map(_whole, map(chosen.get, ("labelled", "max_new_tokens")))
+            data = _Data(dataset, labelled, decoding(longest), answers)
+            yield self.run(block, training, data, student, chosen, seed)
 
     def run(
         self,
         block: GridBlock,
         training: TrainingSettings,
-        dataset: str,
+        data: _Data,
         student: str,
         varied: dict[str, float],
         seed: int,
     ) -> RunPlan:
         config = self.config
         pipeline = config.pipelines[block.pipeline]
-        inputs = {"dataset": self.dataset(dataset)}
+        inputs = {"dataset": self.dataset(data.name, data.labelled)}
         init = config.students[student]
-        loss = config.loss.model_copy(update=varied)
+        loss = config.loss.model_copy(
+            update={name: varied[name] for name in ("temperature", "alpha") if name in varied}
+        )
         named: dict[str, Any] = {}
+        lender = config.teachers.get(init.tokenizer_of or "")
+        if isinstance(lender, PretrainedTeacher):
+            named["tokenizer_of"] = self.fingerprints.model(lender.model, lender.revision)
         if init.tokenizer is not None:
             inputs["tokenizer"] = self.tokenizer(init.tokenizer)
         if pipeline.data == "corpus":
-            inputs["corpus"] = self.corpus(dataset, _needed(block.teacher))
+            inputs["corpus"] = self.corpus(data, _needed(block.teacher))
+            named |= data.filtered()
         if pipeline.logits:
-            inputs["logits"] = self.logits(dataset, _needed(block.teacher), pipeline)
+            inputs["logits"] = self.logits(data, _needed(block.teacher), pipeline)
             named["loss"] = loss.identity()
         recipe = make_recipe(
             "student",
@@ -332,20 +406,39 @@ class _Planner:
         key = recipe_key("student", recipe)
         settings = [f"{name[0].upper()}{value:g}" for name, value in varied.items()]
         return RunPlan(
-            name="-".join([block.pipeline, student, dataset, *settings, f"s{seed}", key[:8]]),
+            name="-".join([block.pipeline, student, data.name, *settings, f"s{seed}", key[:8]]),
             key=key,
             recipe=recipe,
             pipeline=block.pipeline,
             student=student,
-            dataset=dataset,
+            dataset=data.name,
             teacher=block.teacher,
             seed=seed,
             hyperparameters=varied,
             training=training,
             loss=loss,
             inputs=inputs,
-            scores=self.scores(dataset, block.teacher) if block.teacher else None,
+            scores=self.scores(data.name, block.teacher) if block.teacher else None,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Data:
+    """What a run learns from, before the teacher has worked on it."""
+
+    name: str
+    labelled: int | None
+    decoding: DecodingSettings
+    answers: AnswerFilter
+
+    def filtered(self) -> dict[str, Any]:
+        """What a recipe says of the answers that are read; nothing where all of them are."""
+        every = self.answers == AnswerFilter()
+        return {} if every else {"answers": self.answers.identity()}
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else int(value)
 
 
 def _splits(pipeline: PipelineSettings) -> list[str]:

@@ -39,6 +39,7 @@ from angelshare.store.records import Receipt
 from angelshare.student.settings import PretrainedStudent
 
 if TYPE_CHECKING:
+    from angelshare.data.answers import AnswerReport
     from angelshare.energy import Window
     from angelshare.energy.windows import Role
 
@@ -79,7 +80,8 @@ class JobContext:
 
         from angelshare.data.tables import in_splits, read_table
 
-        table = pa.concat_tables(read_table(path) for path in self.read(plan))
+        tables = [path for path in self.read(plan) if path.suffix == ".parquet"]
+        table = pa.concat_tables(read_table(path) for path in tables)
         return table if splits is None else in_splits(table, splits)
 
     def open(self, plan: ArtifactPlan) -> Artifact:
@@ -93,6 +95,36 @@ class JobContext:
         refuse_changed(self.store, artifact)
         self.contents[f"{plan.kind}/{plan.key}"] = artifact.manifest().content_sha256
         return artifact
+
+    def answers(
+        self, plan: ArtifactPlan, corpus: Any, recipe: Mapping[str, Any]
+    ) -> tuple[Any, AnswerReport]:
+        """The rows of ``corpus`` that the recipe's filter keeps, and what the others were.
+
+        ``plan`` is the corpus artifact that the rows are of; `AngelshareError` when none is left.
+        """
+        from angelshare.data.answers import filter_answers, original_answers
+        from angelshare.data.settings import AnswerFilter
+        from angelshare.energy.attempts import bill_of, read_attempts
+
+        settings = AnswerFilter.model_validate(recipe.get("answers", {}))
+        asked = plan.inputs["sequences"]
+        originals = original_answers(self.rows(asked)) if settings.check else {}
+        kept, report = filter_answers(corpus, originals, settings)
+        attempts = self.store.artifact(plan.kind, plan.key).attempts
+        tokens = self.store.artifact(plan.kind, plan.key).manifest().tokens
+        if tokens:
+            share = report.dropped_tokens / tokens
+            report.dropped_j = bill_of(read_attempts(attempts)).energy_j * share
+        if report.dropped:
+            reasons = ", ".join(f"{why} {count}" for why, count in report.dropped.items())
+            self.report.say(
+                f"{report.kept} of {report.answers} answers kept; left out: {reasons} "
+                f"({report.dropped_tokens:,} tokens, {report.dropped_j or 0:,.1f} J)"
+            )
+        if not report.kept:
+            raise AngelshareError(f"the filter keeps none of {report.answers} answers: see answers")
+        return kept, report
 
     def read(self, plan: ArtifactPlan) -> list[Path]:
         """The objects of an artifact, noted as inputs of this job; being checked while read."""
@@ -142,9 +174,12 @@ class JobContext:
     @contextmanager
     def tokenizer(self, run: RunPlan) -> Iterator[tuple[str, str | None]]:
         """The folder or hub name of the tokenizer a student reads with, and its revision."""
-        init = self.config.students[run.student].init
-        if isinstance(init, PretrainedStudent):
-            yield init.model, init.revision
+        student = self.config.students[run.student]
+        lender = self.config.teachers.get(student.tokenizer_of or "")
+        if isinstance(lender, PretrainedTeacher):
+            yield lender.model, lender.revision
+        elif isinstance(student.init, PretrainedStudent):
+            yield student.init.model, student.init.revision
         else:
             with self.folder(run.inputs["tokenizer"]) as folder:
                 yield str(folder), None

@@ -19,7 +19,7 @@ from typing import Any
 Recipe = dict[str, Any]
 
 STAGE_VERSIONS: dict[str, int] = {
-    "dataset": 1,
+    "dataset": 2,
     "tokenizer": 1,
     "model": 1,
     "logits": 2,

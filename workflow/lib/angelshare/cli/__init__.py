@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import sys
 
-from angelshare.cli import elsewhere, keep, look, planning, results, share, watch
+from angelshare.cli import elsewhere, hub, keep, look, planning, results, share, watch
 from angelshare.cli.common import app
 from angelshare.errors import AngelshareError
 
-__all__ = ["app", "elsewhere", "keep", "look", "main", "planning", "results", "share", "watch"]
+__all__ = [
+    "app",
+    "elsewhere",
+    "hub",
+    "keep",
+    "look",
+    "main",
+    "planning",
+    "results",
+    "share",
+    "watch",
+]
 
 
 def main() -> None:

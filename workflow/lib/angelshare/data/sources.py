@@ -1,7 +1,9 @@
 """Every dataset becomes one sequence table: generated problems, a local file, or a hub's rows.
 
-Rows of chat ``messages`` are split and subsampled by a seed: held-out rows are drawn first, and a
-row whose prompt already occurred is left out, so no held-out prompt is ever trained on.
+Rows are looked at in an order that the seed decides, and fill the held-out splits first. A row that
+cannot be trained on, or whose prompt already occurred, is left out and counted by reason, so no
+held-out prompt is ever trained on and nothing disappears in silence. Only rows that are needed are
+read: a sample of thousands from a hub's million costs thousands.
 """
 
 from __future__ import annotations
@@ -9,28 +11,53 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from angelshare.data.origins import Row, origin_name, read_rows
 from angelshare.data.problems import make_dataset
-from angelshare.data.settings import Conversations, DataSource, FileSource, HubSource, WordProblems
-from angelshare.data.tables import Message, sequence_table
+from angelshare.data.settings import Conversations, DataSource, HubSource, WordProblems
+from angelshare.data.tables import SPLITS, Message, sequence_table
 from angelshare.errors import AngelshareError
 
 ROLES = ("system", "user", "assistant", "tool")
 
 
-def load_source(settings: DataSource) -> pa.Table:
+@dataclass(slots=True, kw_only=True)
+class Counts:
+    """What a source held and what became of it; written beside the table as ``counts.json``."""
+
+    source_rows: int
+    """Rows of the source."""
+    examined_rows: int
+    """Rows that were looked at; the others were not needed."""
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Rows that were left out, by reason."""
+    splits: dict[str, int] = field(default_factory=dict)
+    """Rows of each split."""
+    messages: dict[str, int] = field(default_factory=dict)
+    """Messages by role."""
+    characters: dict[str, int] = field(default_factory=dict)
+    """Characters by role."""
+    values: dict[str, int] = field(default_factory=dict)
+    """Rows by the value of the source's ``count_field``."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def load_source(settings: DataSource) -> tuple[pa.Table, Counts]:
     """The sequence table of a source; errors name the origin, the row and what is missing."""
     if isinstance(settings, WordProblems):
-        return make_dataset(settings)
-    if isinstance(settings, FileSource):
-        return sample(_file_rows(Path(settings.path)), settings, settings.path)
-    return sample(_hub_rows(settings), settings, settings.name)
+        table = make_dataset(settings)
+        counts = Counts(source_rows=table.num_rows, examined_rows=table.num_rows)
+        return table, _describe(counts, table)
+    return sample(read_rows(settings, _columns(settings)), settings, origin_name(settings))
 
 
 def stated_licence(settings: DataSource) -> str | None:
@@ -48,47 +75,118 @@ def stated_licence(settings: DataSource) -> str | None:
     return builder.info.license or None
 
 
-def sample(rows: Iterable[dict[str, Any]], settings: Conversations, origin: str) -> pa.Table:
-    """Split rows ``{messages, …}`` by the seed; every split keeps the order of ``rows``.
+def sample(rows: Sequence[Row], settings: Conversations, origin: str) -> tuple[pa.Table, Counts]:
+    """Split ``rows`` by the seed; every split keeps their order.
 
-    ``AngelshareError`` on a malformed row, or when the rows do not fill the splits.
+    ``AngelshareError`` on a malformed row, or when the usable rows do not fill the splits.
     """
-    found: dict[bytes, tuple[str, list[Message]]] = {}
-    for number, row in enumerate(rows, start=1):
-        messages = _messages(row, settings.messages_field, f"{origin}, row {number}")
-        found.setdefault(_prompt(messages), (_row_id(row, settings, number, origin), messages))
-    conversations = list(found.values())
-    order = list(range(len(conversations)))
+    order = list(range(len(rows)))
     random.Random(f"split/{settings.seed}").shuffle(order)
-    held_out = settings.test + settings.validation + settings.unlabelled
-    counts = {
+    wanted: dict[str, int | None] = {
         "test": settings.test,
         "validation": settings.validation,
         "unlabelled": settings.unlabelled,
-        "train": settings.labelled or len(order) - held_out,
+        "train": settings.labelled,
     }
-    if counts["train"] < 1 or sum(counts.values()) > len(order):
+    filled: dict[str, dict[int, dict[str, Any]]] = {split: {} for split in wanted}
+    dropped: Counter[str] = Counter()
+    values: Counter[str] = Counter()
+    seen: set[bytes] = set()
+    open_splits = [split for split, count in wanted.items() if count != 0]
+    examined = 0
+    for index in order:
+        if not open_splits:
+            break
+        examined += 1
+        row = rows[index]
+        messages = _messages(row, settings, f"{origin}, row {index + 1}")
+        reason = unusable(messages)
+        prompt = _prompt(messages)
+        if reason or prompt in seen:
+            dropped[reason or "repeated prompt"] += 1
+            continue
+        seen.add(prompt)
+        split = open_splits[0]
+        filled[split][index] = {
+            "id": _row_id(row, settings, index + 1, origin),
+            "split": split,
+            "messages": messages[:-1] if split == "unlabelled" else messages,
+        }
+        if settings.count_field is not None:
+            values[str(row.get(settings.count_field))] += 1
+        if len(filled[split]) == wanted[split]:
+            open_splits.pop(0)
+    if not filled["train"] or any(wanted[split] is not None for split in open_splits):
         raise AngelshareError(
-            f"{origin}: {len(order)} rows with different prompts do not fill the splits {counts}; "
-            "lower labelled, unlabelled, validation or test"
+            f"{origin}: {sum(map(len, filled.values()))} usable rows with different prompts do not "
+            f"fill the splits {wanted} (left out: {dict(dropped) or 'none'}); lower labelled, "
+            "unlabelled, validation or test"
         )
-    table_rows = []
-    for split in counts:
-        chosen, order = sorted(order[: counts[split]]), order[counts[split] :]
-        for index in chosen:
-            row_id, messages = conversations[index]
-            kept = messages[:-1] if split == "unlabelled" else messages
-            table_rows.append({"id": row_id, "split": split, "messages": kept})
-    return sequence_table(table_rows)
+    table = sequence_table(
+        filled[split][index] for split in wanted for index in sorted(filled[split])
+    )
+    counts = Counts(
+        source_rows=len(rows),
+        examined_rows=examined,
+        dropped=dict(sorted(dropped.items())),
+        values=dict(sorted(values.items())),
+    )
+    return table, _describe(counts, table)
 
 
-def _messages(row: dict[str, Any], field: str, where: str) -> list[Message]:
-    """The row's messages, checked: known roles, text everywhere, an answered user at the end."""
-    if field not in row:
-        raise AngelshareError(f"{where}: no field {field!r}; it has {', '.join(sorted(row))}")
-    messages = row[field]
-    if not isinstance(messages, list) or not messages:
-        raise AngelshareError(f"{where}: {field!r} must be a list of messages")
+def unusable(messages: Sequence[Message]) -> str | None:
+    """Why a conversation cannot be trained on; None when it can.
+
+    It must be questions and answers in turn, after at most one system message, with an answer at
+    the end and text everywhere: chat templates refuse or misrender anything else.
+    """
+    turns = list(messages[1:] if messages and messages[0]["role"] == "system" else messages)
+    if not turns or turns[-1]["role"] != "assistant":
+        return "no answer at the end"
+    expected = ("user", "assistant") * (len(turns) // 2)
+    if tuple(message["role"] for message in turns) != expected:
+        return "roles do not alternate"
+    if any(not message["content"].strip() for message in turns):
+        return "empty message"
+    return None
+
+
+def _describe(counts: Counts, table: pa.Table) -> Counts:
+    """Add what the table holds to ``counts``."""
+    held = Counter(table["split"].to_pylist())
+    counts.splits = {split: held[split] for split in SPLITS}
+    messages: Counter[str] = Counter()
+    characters: Counter[str] = Counter()
+    for conversation in table["messages"].to_pylist():
+        for message in conversation:
+            messages[message["role"]] += 1
+            characters[message["role"]] += len(message["content"])
+    counts.messages, counts.characters = dict(messages), dict(characters)
+    return counts
+
+
+def _columns(settings: Conversations) -> list[str]:
+    """The columns that are read; the others (a hub's other generations) stay on disk."""
+    if settings.prompt_field is not None and settings.answer_field is not None:
+        needed = [settings.prompt_field, settings.answer_field]
+    else:
+        needed = [settings.messages_field]
+    return [*needed, *(name for name in (settings.id_field, settings.count_field) if name)]
+
+
+def _messages(row: Row, settings: Conversations, where: str) -> list[Message]:
+    """The row's messages, checked: known roles and text everywhere."""
+    for name in _columns(settings):
+        if name not in row:
+            raise AngelshareError(f"{where}: no field {name!r}; it has {', '.join(sorted(row))}")
+    if settings.prompt_field is not None and settings.answer_field is not None:
+        question, answer = row[settings.prompt_field], row[settings.answer_field]
+        pairs = [("user", question), ("assistant", answer)]
+        messages: Any = [{"role": role, "content": text} for role, text in pairs]
+    else:
+        messages = row[settings.messages_field] or []
+    if not isinstance(messages, list):
+        raise AngelshareError(f"{where}: {settings.messages_field!r} must be a list of messages")
     checked: list[Message] = []
     for number, message in enumerate(messages, start=1):
         if not isinstance(message, dict):
@@ -101,8 +199,6 @@ def _messages(row: dict[str, Any], field: str, where: str) -> list[Message]:
                 f"{where}, message {number}: role {message['role']!r} is none of {', '.join(ROLES)}"
             )
         checked.append({"role": message["role"], "content": message["content"]})
-    if [message["role"] for message in checked[-2:]] != ["user", "assistant"]:
-        raise AngelshareError(f"{where}: must end with a user message and an assistant's answer")
     return checked
 
 
@@ -110,53 +206,10 @@ def _prompt(messages: list[Message]) -> bytes:
     return hashlib.sha256(json.dumps(messages[:-1], sort_keys=True).encode()).digest()
 
 
-def _row_id(row: dict[str, Any], settings: Conversations, number: int, origin: str) -> str:
+def _row_id(row: Row, settings: Conversations, number: int, origin: str) -> str:
     if settings.id_field is None:
         return f"row-{number:07d}"
-    value = row.get(settings.id_field)
+    value = row[settings.id_field]
     if value is None:
-        raise AngelshareError(f"{origin}, row {number}: no field {settings.id_field!r}")
+        raise AngelshareError(f"{origin}, row {number}: its {settings.id_field!r} is empty")
     return str(value)
-
-
-def _file_rows(path: Path) -> Iterator[dict[str, Any]]:
-    if not path.is_file():
-        raise AngelshareError(f"{path}: no such file; set the source's path to an existing one")
-    if path.suffix == ".parquet":
-        try:
-            for batch in pq.ParquetFile(path).iter_batches():
-                yield from batch.to_pylist()
-        except pa.ArrowInvalid as error:
-            raise AngelshareError(f"{path}: not a readable Parquet file: {error}") from error
-    elif path.suffix == ".jsonl":
-        yield from _json_lines(path)
-    else:
-        raise AngelshareError(f"{path}: a file source ends in .jsonl or .parquet")
-
-
-def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise AngelshareError(f"{path}, row {number}: not JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise AngelshareError(f"{path}, row {number}: not a mapping")
-            yield row
-
-
-def _hub_rows(settings: HubSource) -> Iterator[dict[str, Any]]:
-    import datasets
-
-    try:
-        rows = datasets.load_dataset(
-            settings.name, settings.subset, revision=settings.revision, split=settings.hub_split
-        )
-    except (OSError, ValueError) as error:
-        raise AngelshareError(
-            f"{settings.name} at {settings.revision}: cannot be loaded ({error}). Check name, "
-            "subset, revision and hub_split; without a network, download it first on a machine "
-            "that has one and set HF_HOME to that cache, or give a local file with source: file"
-        ) from error
-    yield from rows

@@ -33,10 +33,8 @@ from lm_eval.tasks import TaskManager
 from torch import Tensor
 
 from angelshare.errors import AngelshareError
-from angelshare.evaluation.settings import EvaluationSettings
+from angelshare.evaluation.settings import OWN_TASKS, TASKS_FOLDER, EvaluationSettings
 
-TASKS_FOLDER = Path(__file__).parent / "tasks"
-OWN_TASKS = frozenset(path.stem for path in TASKS_FOLDER.glob("*.yaml"))
 Progress = Callable[[int, int, str], None]
 """Takes the requests answered, the requests known of and a remark."""
 Count = Callable[..., None]
@@ -175,9 +173,11 @@ def evaluate_model(
         if own:
             metadata["data_file"] = str(Path(scratch) / "test.parquet")
             pq.write_table(dataset, metadata["data_file"])
+        folders = [TASKS_FOLDER, *([Path(settings.task_folder)] if settings.task_folder else [])]
+        local = {path.stem for folder in folders for path in folder.glob("*.yaml")}
         manager = TaskManager(
-            include_path=TASKS_FOLDER,
-            include_defaults=len(own) < len(settings.tasks),
+            include_path=[str(folder.absolute()) for folder in folders],
+            include_defaults=not local.issuperset(settings.tasks),
             metadata=metadata,
         )
         for name in settings.tasks:

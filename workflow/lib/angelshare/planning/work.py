@@ -11,8 +11,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from angelshare.config import Config, EmbeddedTeacher, PretrainedTeacher
+from angelshare.evaluation.settings import OWN_TASKS
 from angelshare.grid import ArtifactPlan, RunPlan, Study
 from angelshare.planning.models import ModelSize, from_shape, hub_snapshot, of_model
 from angelshare.planning.ranges import Range
@@ -221,7 +223,7 @@ class WorkList:
         if plan.kind == "model":
             return float(plan.recipe["settings"]["steps"] * plan.recipe["settings"]["batch_size"])
         if plan.kind == "scores":
-            return self._problems(plan.inputs["dataset"])[0]
+            return self._problems(plan.inputs.get("dataset"))[0]
         if "splits" not in plan.recipe:
             return 0.0
         source = plan.inputs["sequences"]
@@ -230,7 +232,7 @@ class WorkList:
         return None if rows is None else rows / plan.parts
 
     def _dataset_rows(self, dataset: ArtifactPlan, splits: list[str]) -> float | None:
-        source = self.config.datasets[dataset.name]
+        source: Any = dataset.settings
         counts = {"train": source.labelled, "unlabelled": source.unlabelled}
         rows = [counts[split] for split in splits]
         if None not in rows:
@@ -246,8 +248,9 @@ class WorkList:
         if plan.kind == "model":
             return _ASSUMED.scaled(plan.recipe["settings"]["max_length"])
         if plan.kind == "scores":
-            dataset = plan.inputs["dataset"]
-            return self._seen("teacher_evaluate", dataset.key) or self._problems(dataset)[1]
+            dataset = plan.inputs.get("dataset")
+            seen = self._seen("teacher_evaluate", dataset.key) if dataset else None
+            return seen or self._problems(dataset)[1]
         if plan.kind == "corpus":
             longest = 2.0 * plan.recipe["decoding"]["max_new_tokens"]
             seen = self._seen("teacher_generation", plan.inputs["sequences"].key)
@@ -266,12 +269,15 @@ class WorkList:
         factor = max(1.1, max(found) / mean, mean / min(found))
         return Range(mean, mean / factor, mean * factor)
 
-    def _problems(self, dataset: ArtifactPlan) -> tuple[float, Range]:
-        """Problems of an evaluation, and the tokens that each takes through the model."""
+    def _problems(self, dataset: ArtifactPlan | None) -> tuple[float, Range]:
+        """Problems of an evaluation, and the tokens that each takes through the model.
+
+        ``dataset`` is the one that the project's own tasks ask, if there are any.
+        """
         settings = self.config.evaluation
         rows, tokens = 0.0, Range.exactly(0.0)
         for task in settings.tasks:
-            if task == "word_problems":
+            if task in OWN_TASKS and dataset is not None:
                 count = self.config.datasets[dataset.name].test
                 each = _ASSUMED.scaled(2.0 * (settings.max_gen_toks or 64))
             else:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import re
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from transformers import (
+    AutoModelForCausalLM,
     Olmo2Config,
     Olmo2ForCausalLM,
     PreTrainedModel,
@@ -37,13 +41,51 @@ def make_student(
         set_seed(seed)
         return Olmo2ForCausalLM(_config(init, tokenizer, max_length))
     model = load_causal_lm(init.model, revision=init.revision, dtype="float32")
+    if init.keep_layers is not None:
+        model = with_layers(model, init.keep_layers)
     rows = model.get_input_embeddings().weight.size(0)  # type: ignore[operator]
     if rows < len(tokenizer):
         raise AngelshareError(
             f"{init.model} embeds {rows} tokens, its tokenizer has {len(tokenizer)}: they do not "
             "belong together"
         )
+    # A base model that reads with its teacher's tokenizer must stop where that one ends a turn.
+    for config in (model.config, model.generation_config):
+        if config is not None:
+            config.eos_token_id = tokenizer.eos_token_id
+            config.pad_token_id = pad_token_id(tokenizer)
     return model
+
+
+_LAYER = re.compile(r"(.*\blayers\.)(\d+)(\..*)")
+
+
+def with_layers(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
+    """A new model of the same architecture from the ``kept`` decoder layers of ``model``.
+
+    ``AngelshareError`` when there is no such layer.
+    """
+    config = copy.deepcopy(model.config)
+    if kept[-1] >= config.num_hidden_layers:
+        raise AngelshareError(
+            f"keep_layers names layer {kept[-1]}, {model.name_or_path} has layers 0 to "
+            f"{config.num_hidden_layers - 1}"
+        )
+    config.num_hidden_layers = len(kept)
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[layer] for layer in kept]
+    places = {layer: place for place, layer in enumerate(kept)}
+    weights = {}
+    for name, weight in model.state_dict().items():
+        found = _LAYER.fullmatch(name)
+        if found is None:
+            weights[name] = weight
+        elif int(found[2]) in places:
+            weights[f"{found[1]}{places[int(found[2])]}{found[3]}"] = weight
+    smaller: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+    smaller.load_state_dict(weights)
+    smaller.generation_config = model.generation_config
+    return smaller.eval()
 
 
 def _config(

@@ -41,6 +41,16 @@ class PretrainedStudent(Settings):
     """Hub name (``allenai/OLMo-2-0425-1B``) or a local folder."""
     revision: str | None = None
     """The hub commit; required for hub names, so that the recipe says which weights it means."""
+    keep_layers: list[Annotated[int, Field(ge=0)]] | None = Field(default=None, min_length=1)
+    """The model's layers that the student keeps, counted from 0, in their order; null keeps all.
+    With the teacher as the model this is the usual start of a smaller student (DistilBERT,
+    arXiv:1910.01108)."""
+
+    @model_validator(mode="after")
+    def _ascending(self) -> PretrainedStudent:
+        if self.keep_layers != (self.keep_layers and sorted(set(self.keep_layers))):
+            raise ValueError(f"keep_layers in ascending order (got {self.keep_layers})")
+        return self
 
 
 def _origin(value: object) -> str:
@@ -113,7 +123,7 @@ class StoppingSettings(Settings):
 class TrainingSettings(Settings):
     """How every student is trained, whatever the pipeline."""
 
-    execution = frozenset({"eval_batch_size"})
+    execution = frozenset({"eval_batch_size", "report_to"})
 
     max_steps: int = Field(default=1000, gt=0)
     """Optimizer steps of the whole schedule."""
@@ -133,8 +143,13 @@ class TrainingSettings(Settings):
     """Tokens of a sequence; longer ones are cut on the right."""
     clip_norm: float = Field(default=1.0, gt=0)
     """Largest norm of the gradient."""
-    precision: Literal["auto", "float32"] = "auto"
-    """``auto`` computes in bfloat16 where the GPU has it; weights and loss stay in float32."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """``auto`` computes in bfloat16 where the GPU has it; weights and loss stay in float32.
+    ``bfloat16`` keeps the weights in it too: 4 bytes a parameter instead of 10, which is what lets
+    13B fit one GPU of 80 GB, at the price of rounding each update. The loss stays in float32."""
+    report_to: list[Literal["wandb", "mlflow", "tensorboard"]] = []
+    """Where the Trainer logs curves to, through its own integrations and their environment
+    variables; their packages are not part of the project's environment."""
     gradient_checkpointing: bool = False
     """Whether activations are computed again in the backward pass, to save memory."""
     optimizer: OptimizerSettings = OptimizerSettings()

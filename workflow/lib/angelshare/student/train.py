@@ -144,6 +144,8 @@ def _train(
     train, validation = _datasets(request, tokenizer)
     max_steps = _max_steps(request.training, len(train))
     model = make_student(request.init, tokenizer, request.training.max_length, request.seed)
+    if request.training.precision == "bfloat16":
+        torch.nn.Module.to(model, torch.bfloat16)
     resume = newest_checkpoint(request.checkpoints, _request_digest(request, train, validation))
     state = read_state(resume) if resume else None
     if state is None or not (
@@ -159,7 +161,10 @@ def _train(
     best_step, best_metric = state.best_global_step, state.best_metric
     if best_step is None or best_metric is None:
         raise AngelshareError(f"no evaluation gave a finite {METRIC}: the training diverged")
-    best = load_causal_lm(checkpoint_of(request.checkpoints, best_step), dtype="float32")
+    best = load_causal_lm(
+        checkpoint_of(request.checkpoints, best_step),
+        dtype="bfloat16" if request.training.precision == "bfloat16" else "float32",
+    )
     publish_model(best, tokenizer, request.out)
     return TrainResult(
         steps=state.global_step,
@@ -282,7 +287,7 @@ def _arguments(request: TrainRequest, max_steps: int, workers: int) -> TrainingA
         dataloader_prefetch_factor=BATCHES_AHEAD if workers else None,
         remove_unused_columns=False,
         disable_tqdm=True,
-        report_to="none",
+        report_to=list(training.report_to) or "none",
         log_level="error",
     )
 

@@ -1,10 +1,11 @@
 """A synthetic corpus: the teacher's answers to the prompts of a sequence table.
 
-Every prompt is answered whole or not at all: one that leaves no room for ``max_new_tokens`` is an
-error that names the row. The result is a sequence table with the answers appended, in the order of
-the prompts, with how each ended and its token counts. An answer depends on the model, the settings
-and the row alone, not on the rows around it. Finished batches can be kept in a journal: an attempt
-that finds some there answers the other prompts in the batches it would have had without a kill.
+Every prompt is answered whole or not at all: one that leaves no room for ``max_new_tokens`` keeps
+its row, without an answer and with a finish reason that says so. The result is a sequence table
+with the answers appended, in the order of the prompts, with how each ended and its token counts. An
+answer depends on the model, the settings and the row alone, not on the rows around it. Finished
+batches can be kept in a journal: an attempt that finds some there answers the other prompts in the
+batches it would have had without a kill.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
+from angelshare.data.answers import UNANSWERED
 from angelshare.data.sequences import prompt_ids, prompt_messages
 from angelshare.data.tables import CORPUS_SCHEMA, sequence_table, write_table
 from angelshare.errors import AngelshareError
@@ -45,6 +47,8 @@ class GenerationStats:
     """Tokens of all answers, the tokens that ended them included."""
     cut: int
     """Answers that ``max_new_tokens`` ended."""
+    unanswered: int = 0
+    """Prompts that left no room for ``max_new_tokens``; their rows say so and have no answer."""
 
 
 def generate_corpus(
@@ -62,14 +66,15 @@ def generate_corpus(
     """Answer every row of ``table`` up to its last user turn and write the corpus to ``out``.
 
     ``count(prompt=…, generated=…)`` receives tokens, without those of the ``journal``'s answers.
-    ``AngelshareError`` when a prompt does not fit.
+    ``AngelshareError`` when no prompt fits.
     """
     tokenizer = load_tokenizer(model_dir, revision=revision, trust_remote_code=trust_remote_code)
     config = load_config(model_dir, revision=revision, trust_remote_code=trust_remote_code)
     room = settings.max_model_len or config.max_position_embeddings
     rows = table.select(["id", "split", "messages"]).to_pylist()
-    prompts = _prompts(rows, tokenizer, settings, room)
-    lengths = {prompt.id: len(prompt.token_ids) for prompt in prompts}
+    asked = _prompts(rows, tokenizer)
+    lengths = {prompt.id: len(prompt.token_ids) for prompt in asked}
+    prompts = _fitting(asked, settings, room)
     completions = (
         {c.id: c for piece in journal.pieces() for c in _unpacked(piece)} if journal else {}
     )
@@ -94,13 +99,14 @@ def generate_corpus(
             generated=sum(len(completion.token_ids) for completion in some),
         )
         progress(len(completions), len(prompts), "answers")
-    answered = [_answered(row, lengths, completions[row["id"]], tokenizer) for row in rows]
+    answered = [_answered(row, lengths, completions.get(row["id"]), tokenizer) for row in rows]
     write_table(sequence_table(answered, CORPUS_SCHEMA), out)
     return GenerationStats(
         sequences=len(rows),
-        prompt_tokens=sum(lengths.values()),
+        prompt_tokens=sum(len(prompt.token_ids) for prompt in prompts),
         generated_tokens=sum(len(c.token_ids) for c in completions.values()),
         cut=sum(c.finish_reason == "length" for c in completions.values()),
+        unanswered=len(asked) - len(prompts),
     )
 
 
@@ -113,26 +119,29 @@ def _unpacked(piece: bytes) -> list[Completion]:
     return [Completion(**values) for values in json.loads(piece)]
 
 
-def _prompts(
-    rows: Sequence[dict[str, Any]],
-    tokenizer: PreTrainedTokenizerBase,
-    settings: DecodingSettings,
-    room: int,
-) -> list[Prompt]:
+def _prompts(rows: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
     prompts = []
     for row in rows:
         try:
             ids = prompt_ids(tokenizer, row["messages"])
         except AngelshareError as error:
             raise AngelshareError(f"row {row['id']}: {error}") from error
-        if len(ids) + settings.max_new_tokens > room:
-            raise AngelshareError(
-                f"row {row['id']}: a prompt of {len(ids)} tokens and max_new_tokens "
-                f"{settings.max_new_tokens} exceed the model's {room}; lower max_new_tokens, raise "
-                "max_model_len if the model allows it, or leave the row out"
-            )
         prompts.append(Prompt(id=row["id"], token_ids=ids))
     return prompts
+
+
+def _fitting(asked: Sequence[Prompt], settings: DecodingSettings, room: int) -> list[Prompt]:
+    """The prompts that leave room for an answer; ``AngelshareError`` if none does."""
+    fitting = [p for p in asked if len(p.token_ids) + settings.max_new_tokens <= room]
+    if asked and not fitting:
+        shortest = min(asked, key=lambda prompt: len(prompt.token_ids))
+        raise AngelshareError(
+            f"none of {len(asked)} prompts fits: the shortest, row {shortest.id}, has "
+            f"{len(shortest.token_ids)} tokens, and with max_new_tokens {settings.max_new_tokens} "
+            f"exceeds the model's {room}; lower max_new_tokens, or raise max_model_len if the "
+            "model allows it"
+        )
+    return fitting
 
 
 def _back_end(settings: DecodingSettings) -> type[TransformersGenerator] | type[VllmGenerator]:
@@ -149,19 +158,19 @@ def _back_end(settings: DecodingSettings) -> type[TransformersGenerator] | type[
 def _answered(
     row: dict[str, Any],
     lengths: dict[str, int],
-    completion: Completion,
+    completion: Completion | None,
     tokenizer: PreTrainedTokenizerBase,
 ) -> dict[str, Any]:
-    """The corpus row: the conversation up to its last question, and the answer."""
-    answer = tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+    """The corpus row: the conversation up to its last question, and the answer if there is one."""
+    messages = prompt_messages(row["messages"])
+    if completion is not None:
+        answer = str(tokenizer.decode(completion.token_ids, skip_special_tokens=True))
+        messages.append({"role": "assistant", "content": answer})
     return {
         "id": row["id"],
         "split": row["split"],
-        "messages": [
-            *prompt_messages(row["messages"]),
-            {"role": "assistant", "content": answer},
-        ],
-        "finish_reason": completion.finish_reason,
+        "messages": messages,
+        "finish_reason": completion.finish_reason if completion else UNANSWERED,
         "prompt_tokens": lengths[row["id"]],
-        "generated_tokens": len(completion.token_ids),
+        "generated_tokens": len(completion.token_ids) if completion else 0,
     }

@@ -116,7 +116,7 @@ class CaptureSettings(Settings):
 class DecodingSettings(Settings):
     """How the teacher answers prompts."""
 
-    execution = frozenset({"batch_size"})
+    execution = frozenset({"batch_size", "tensor_parallel", "prefix_caching", "gpu_memory"})
 
     backend: Literal["transformers", "vllm"] = "transformers"
     """The program that generates."""
@@ -132,6 +132,12 @@ class DecodingSettings(Settings):
     """Prompt and answer together; null takes what the model has positions for."""
     batch_size: int = Field(default=64, gt=0)
     """Prompts answered at once; in float32 it decides speed and memory, not the result."""
+    tensor_parallel: int = Field(default=1, gt=0)
+    """GPUs that share each layer (vLLM); no more than ``hardware.gpus``."""
+    prefix_caching: bool = True
+    """Whether prompts that begin alike share their computation (vLLM)."""
+    gpu_memory: float = Field(default=0.9, gt=0, le=1)
+    """Share of each GPU's memory for weights and the key-value cache (vLLM)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """The weights' type; auto is bfloat16 on a GPU and float32 on a CPU."""
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"

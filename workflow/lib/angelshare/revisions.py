@@ -1,0 +1,153 @@
+"""Which commit a hub name means.
+
+A recipe must say which weights and rows it speaks of, and a branch or tag moves. A configuration
+may still be planned with one, without a network: keys are then provisional, and `unresolved` lists
+what stands in the way of a run. `resolve_file` asks the hub once and writes the commits into the
+configuration's ``revisions`` section, so that the file says what was run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from angelshare.errors import AngelshareError
+from angelshare.files import publish_bytes
+from angelshare.settings import Settings
+
+if TYPE_CHECKING:
+    from angelshare.config import Config
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+Resolve = Callable[[str, str, str], str]
+"""Takes ``model`` or ``dataset``, a hub name and a branch, tag or commit; gives the commit."""
+Entry = TypeVar("Entry", bound=Settings)
+
+
+def is_local(model: str) -> bool:
+    """Whether a model is meant as a folder: it looks like a path, or is there."""
+    path = Path(model)
+    return path.is_absolute() or model.startswith((".", "~")) or path.is_dir()
+
+
+def filled(config: Config) -> Config:
+    """``config`` with the revision of every hub name that states none taken from ``revisions``."""
+
+    def fill(entry: Entry) -> Entry:
+        name, revision = _hub_name(entry), getattr(entry, "revision", None)
+        if name is None or revision is not None:
+            return entry
+        return entry.model_copy(update={"revision": config.revisions.get(name)})
+
+    return config.model_copy(
+        update={
+            "datasets": {name: fill(entry) for name, entry in config.datasets.items()},
+            "benchmarks": {name: fill(entry) for name, entry in config.benchmarks.items()},
+            "teachers": {name: fill(entry) for name, entry in config.teachers.items()},
+            "students": {
+                name: student.model_copy(update={"init": fill(student.init)})
+                for name, student in config.students.items()
+            },
+        }
+    )
+
+
+def hub_entries(config: Config) -> Iterator[tuple[str, str, str, str | None]]:
+    """Every hub name of a configuration: where it stands, its type, the name, its revision."""
+    sections: dict[str, tuple[str, Mapping[str, Any]]] = {
+        "datasets": ("dataset", config.datasets),
+        "benchmarks": ("dataset", config.benchmarks),
+        "teachers": ("model", config.teachers),
+        "students": ("model", {name: s.init for name, s in config.students.items()}),
+    }
+    for section, (kind, entries) in sections.items():
+        for name, entry in entries.items():
+            hub_name = _hub_name(entry)
+            if hub_name is not None:
+                yield f"{section}.{name}", kind, hub_name, entry.revision
+
+
+def missing(config: Config) -> Iterator[str]:
+    """One line per hub name without any revision."""
+    for where, _, name, revision in hub_entries(config):
+        if revision is None:
+            yield (
+                f"{where}.revision is missing: name the hub commit of {name}, or write "
+                f"`{name}: main` under revisions and run `angelshare resolve`."
+            )
+
+
+def unresolved(config: Config) -> list[str]:
+    """Hub names that are still pinned to a branch or tag, as ``name (main)``."""
+    found = {
+        f"{name} ({revision})"
+        for _, _, name, revision in hub_entries(config)
+        if revision is not None and not COMMIT.fullmatch(revision)
+    }
+    return sorted(found)
+
+
+def require_resolved(config: Config) -> None:
+    """``AngelshareError`` when a hub name means no commit yet: what would run could change."""
+    names = unresolved(config)
+    if names:
+        raise AngelshareError(
+            f"{len(names)} hub names are pinned to a branch or tag, which can move: "
+            f"{', '.join(names)}. Run `angelshare resolve --config FILE` once, on a machine that "
+            "reaches the hub: it writes the commits into the file's revisions."
+        )
+
+
+def ask_hub(kind: str, name: str, revision: str) -> str:
+    """The commit of a hub name at a branch or tag; ``AngelshareError`` when the hub has none."""
+    import httpx
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        info = HfApi().repo_info(name, repo_type=kind, revision=revision)
+    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+        first_line = str(error).strip().split("\n", 1)[0]
+        raise AngelshareError(
+            f"the hub gives no commit of {kind} {name} at {revision}: {first_line}"
+        ) from error
+    if not info.sha:
+        raise AngelshareError(f"the hub gives no commit of {kind} {name} at {revision}")
+    return str(info.sha)
+
+
+def resolve_file(path: Path, config: Config, resolve: Resolve = ask_hub) -> dict[str, str]:
+    """Write the commit of every branch or tag under ``revisions`` of ``path``; return them by name.
+
+    The rest of the file, comments included, stays as it is; the branch is kept as a comment.
+    """
+    text = path.read_text()
+    commits: dict[str, str] = {}
+    for where, kind, name, revision in hub_entries(config):
+        if revision is None or COMMIT.fullmatch(revision) or name in commits:
+            continue
+        commits[name] = resolve(kind, name, revision)
+        line = re.compile(
+            rf"""^(?P<head>[ \t]+["']?{re.escape(name)}["']?:[ \t]*)"""
+            rf"""["']?{re.escape(revision)}["']?[ \t]*(?:#.*)?$""",
+            re.MULTILINE,
+        )
+        text, count = line.subn(rf"\g<head>{commits[name]}  # {revision}", text)
+        if not count:
+            raise AngelshareError(
+                f"{path}: {where} states the revision {revision!r} itself. Move it to a line "
+                f"`{name}: {revision}` under revisions, which this command rewrites."
+            )
+    if commits:
+        publish_bytes(path, text.encode())
+    return commits
+
+
+def _hub_name(entry: Any) -> str | None:
+    """The name by which an entry is found on the hub; None for what is local or made here."""
+    if getattr(entry, "source", None) == "hub":
+        return str(entry.name)
+    model = getattr(entry, "model", None)
+    return None if model is None or is_local(model) else str(model)
