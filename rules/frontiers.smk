@@ -12,13 +12,23 @@ rule frontiers:
         tables=rules.account.output.tables,
         machine=ancient("<results>/prerun/machine.json"),
     output:
-        report="<results>/report.html",
-        findings="<results>/findings.txt",
-        figures=expand(
-            "<results>/figures/{figure}.{kind}",
-            figure=FIGURES,
-            kind=["svg", "png", "pdf"],
+        report=report(
+            "<results>/report.html",
+            caption="../workflow/report/report.rst",
+            category="Report",
+            labels={"what": "report", "format": "html"},
         ),
+        findings="<results>/findings.txt",
+        figures=[
+            report(
+                f"<results>/figures/{figure}.{kind}",
+                caption=f"../workflow/report/{figure}.rst",
+                category="Figures",
+                labels={"what": figure, "format": kind},
+            )
+            for figure in FIGURES
+            for kind in ("svg", "png", "pdf")
+        ],
         energy="<results>/report.energy.json",
     log:
         "<logs>/frontiers.log",
