@@ -101,7 +101,7 @@ def make(root: Path, attempts: int) -> None:
             content = record(number, stage, 100.0 + number % 7, {kind: 1000})
             (folder / f"{number:08d}.json").write_bytes(content)
             number += 1
-    for kind, stage in (("logits", "teacher_logits"), ("corpus", "teacher_generation")):
+    for kind in ("logits", "corpus"):
         (root / kind).mkdir()
     while number < attempts:
         kind, stage = (
