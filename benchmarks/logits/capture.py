@@ -11,6 +11,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from transformers import PreTrainedModel
 from angelshare.data.sequences import EncodedRow, encode_table
 from angelshare.teacher.cache import CacheInfo
 from angelshare.teacher.codecs import codec_of
-from angelshare.teacher.logits import Head, _captured, _windows, _write_behind
+from angelshare.teacher.logits import Head, _capture_batch, _captured, _windows, _write_behind
 from angelshare.teacher.models import load_causal_lm, load_tokenizer
 from angelshare.teacher.settings import CaptureSettings
 
@@ -104,5 +105,6 @@ def _job(
 
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "cache.parquet"
-        captured = _captured(model, head, rows, windows, settings, nothing, nothing)
+        capture_batch = partial(_capture_batch, model, head, settings)
+        captured = _captured(capture_batch, rows, windows, nothing, nothing)
         _write_behind(out, captured, settings, info)

@@ -86,6 +86,25 @@ def test_draws_are_refused_at_other_temperatures_than_one(values, monkeypatch):
     assert "use temperature 1, or the codec topk_tail" in message
 
 
+def test_what_vllm_cannot_give_is_refused_before_any_job(values, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    edit(values, "capture.backend", "vllm")
+    assert "capture must be with temperatures [1.0] where backend is vllm" in problems(values)
+    edit(values, "capture.temperatures", [1.0])
+    message = problems(values)
+    assert "loss.temperature 2.0 cannot be had from a cache that vLLM makes" in message
+    assert "grid[3].temperature 4.0 cannot be had from a cache that vLLM makes" in message
+
+
+def test_a_capture_over_more_gpus_than_its_job_has_is_refused(values, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    edit(values, "capture", {"backend": "vllm", "temperatures": [1.0], "tensor_parallel": 4})
+    edit(values, "hardware", {"rules": {"capture_logits": {"gpus": 2}}})
+    assert "capture.tensor_parallel is 4, a job of capture_logits has 2 GPUs" in problems(values)
+    edit(values, "hardware.rules.capture_logits.gpus", 4)
+    assert "tensor_parallel" not in problems(values)
+
+
 def test_a_store_that_cannot_be_written_is_said_before_any_job(values, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: False)
     assert "store.root: " in problems(values)

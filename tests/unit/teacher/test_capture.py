@@ -107,7 +107,7 @@ def test_which_logits_predict_which_target_by_hand(model_dir) -> None:
 
     rows = [EncodedRow("a", a), EncodedRow("b", b)]
     settings = CaptureSettings(codec=TopkTailSettings(top_k=1), temperatures=(1.0,))
-    arrays = _capture_batch(Spy(), EyeHead(), rows, settings).arrays()
+    arrays = _capture_batch(Spy(), EyeHead(), settings, rows).arrays()
     assert seen == [[[5, 6, 7, 8], [9, 3, 0, 0]]]
     # The hidden state of row r at t is 4 r + t: targets at t = 2, 3 of row 0 and t = 1 of row 1.
     assert arrays["ids"][:, 0].tolist() == [1, 2, 4]

@@ -141,6 +141,7 @@ def test_others_read_the_file_by_what_its_metadata_say(tmp_path, monkeypatch) ->
     metadata = json.loads(pq.read_schema(path).metadata[b"angelshare"])
     decoding = metadata.pop("decoding")
     assert metadata == {
+        "backend": "transformers",
         "codec": "topk_tail",
         "version": 1,
         "parameters": {"top_k": 7, "top_p": 1.0},

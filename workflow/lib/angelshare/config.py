@@ -297,7 +297,12 @@ def load_config(values: Mapping[str, Any], where: str = "the configuration") -> 
         lines = dict.fromkeys(_explain(problem) for problem in error.errors())
         raise AngelshareError(_join(where, lines)) from None
     config = filled(config)
-    problems = [*_dangling_names(config), *missing(config), *_unusable_paths(config)]
+    problems = [
+        *_dangling_names(config),
+        *missing(config),
+        *_too_few_gpus(config),
+        *_unusable_paths(config),
+    ]
     if problems:
         raise AngelshareError(_join(where, dict.fromkeys(problems)))
     return config
@@ -419,10 +424,26 @@ def _off_grid(capture: CaptureSettings, temperature: float) -> str:
             "which give the teacher's distribution at 1 alone: use temperature 1, or the codec "
             "topk_tail."
         )
+    if capture.backend == "vllm":
+        return (
+            f"{temperature} cannot be had from a cache that vLLM makes (capture.backend), whose "
+            "log-probabilities give the teacher's distribution at 1 alone: use temperature 1, or "
+            "backend transformers."
+        )
     return (
         f"{temperature} is not one that the logit cache keeps: add it to capture.temperatures "
         f"(now {list(capture.temperatures)})."
     )
+
+
+def _too_few_gpus(config: Config) -> Iterator[str]:
+    """A model cannot be spread over more GPUs than its job has."""
+    asked, given = config.capture.tensor_parallel, config.hardware.of("capture_logits").gpus or 0
+    if asked > max(1, given):
+        yield (
+            f"capture.tensor_parallel is {asked}, a job of capture_logits has {given} GPUs: raise "
+            "hardware.gpus or hardware.rules.capture_logits.gpus."
+        )
 
 
 def _unknown(where: str, name: str, table: Mapping[str, Any]) -> str:

@@ -54,6 +54,15 @@ TOKENS = (
     "token id r - len(alphabet); the alphabet is the JSON list in the metadata key "
     "'angelshare.alphabet'."
 )
+LIMITS = {
+    "vllm": (
+        "Made from the best log-probabilities at T = 1. The partition is known at T = 1 alone. "
+        "log_tail there is what the kept tokens lack of 1, and includes what the model gives to "
+        "rows of its head that no token has, if it has such rows and they are not among the best; "
+        "a tail below 1e-6 is rounding. entropy is NaN: it was not computed."
+    )
+}
+"""What a back end cannot give, in the words of the metadata."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,10 +81,14 @@ class CacheInfo:
     """Rows."""
     targets: int
     """Positions over all rows."""
+    backend: str = "transformers"
+    """The program that ran the teacher."""
 
     def metadata(self) -> dict[str, Any]:
         """Plain values, the decoding in words among them."""
         return {
+            "backend": self.backend,
+            **({"limits": LIMITS[self.backend]} if self.backend in LIMITS else {}),
             "codec": self.codec.name,
             "version": self.codec.version,
             "parameters": self.codec.parameters(),
@@ -203,7 +216,8 @@ class LogitCache:
         for info, path in zip(infos, paths, strict=True):
             if replace(info, sequences=0, targets=0) != replace(infos[0], sequences=0, targets=0):
                 raise AngelshareError(
-                    f"{path}: its codec, temperatures, vocabulary or tokenizer differ: {infos}"
+                    f"{path}: its codec, temperatures, vocabulary, tokenizer or back end differ: "
+                    f"{infos}"
                 )
         self._files = files
         self._ids = [
@@ -297,6 +311,7 @@ def _read_info(file: pq.ParquetFile, path: Path) -> CacheInfo:
             tokenizer_sha256=str(values["tokenizer_sha256"]),
             sequences=int(values["sequences"]),
             targets=int(values["targets"]),
+            backend=str(values.get("backend", "transformers")),
         )
     except AngelshareError as error:
         raise AngelshareError(f"{path}: {error}") from error

@@ -3,6 +3,8 @@
 Only target positions pass through the head, whose rows beyond the tokenizer (vocabulary padding)
 are cut off before any sum. Head and sums are float32 whatever the weights' type. Batches are made
 of alike lengths and rows written in table order: neither batch size nor order shows in the cache.
+With the back end vLLM (`angelshare.teacher.vllm_logits`) the pass is that program's; the rest is
+the same.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +33,7 @@ from angelshare.teacher import distribution
 from angelshare.teacher.cache import CacheInfo, write_cache
 from angelshare.teacher.codecs import codec_of
 from angelshare.teacher.codecs.rows import CachedTargets
-from angelshare.teacher.models import load_causal_lm, load_tokenizer
+from angelshare.teacher.models import load_causal_lm, load_config, load_tokenizer
 from angelshare.teacher.prompts import row_seed
 from angelshare.teacher.settings import CaptureSettings
 
@@ -105,33 +109,43 @@ def capture_logits(
     """Write the logit cache of ``table``'s rows to ``out``.
 
     ``count(cached=…)`` receives target positions. ``AngelshareError`` when ``top_k`` exceeds the
-    vocabulary, a row exceeds the model's positions, or the model changes logits after its head.
+    vocabulary, a row exceeds the model's positions, or the back end cannot tell the logits.
     """
     tokenizer = load_tokenizer(model_dir, revision=revision, trust_remote_code=trust_remote_code)
     rows = encode_table(table, tokenizer, settings.max_length)
     if not rows:
         raise AngelshareError(f"none of {table.num_rows} rows has an answer to capture logits of")
-    model = load_causal_lm(
-        model_dir,
-        revision=revision,
-        dtype=settings.dtype,
-        device=device,
-        attn_implementation=settings.attn_implementation,
-        trust_remote_code=trust_remote_code,
-    )
-    head = Head(model, len(tokenizer))
-    _check(model, head, rows, settings)
+    _check(model_dir, len(tokenizer), rows, settings, revision, trust_remote_code)
     info = CacheInfo(
         codec=codec_of(settings.codec),
         temperatures=settings.temperatures,
-        vocab_size=head.vocab_size,
+        vocab_size=len(tokenizer),
         tokenizer_sha256=tokenizer_digest(tokenizer),
         sequences=len(rows),
         targets=sum(sum(row.encoded.targets) for row in rows),
+        backend=settings.backend,
     )
+    origin: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    capture_batch: CaptureBatch
+    if settings.backend == "vllm":
+        from angelshare.teacher.vllm_logits import VllmLogits
+
+        engine = VllmLogits(model_dir, len(tokenizer), rows, settings, **origin)
+        capture_batch = engine.capture_batch
+    else:
+        model = load_causal_lm(
+            model_dir,
+            dtype=settings.dtype,
+            device=device,
+            attn_implementation=settings.attn_implementation,
+            **origin,
+        )
+        head = Head(model, len(tokenizer))
+        _check_head(model, head, rows)
+        capture_batch = partial(_capture_batch, model, head, settings)
     lengths = [len(row.encoded.input_ids) for row in rows]
     windows = _windows(lengths, settings.batch_tokens)
-    captured = _captured(model, head, rows, windows, settings, progress, count)
+    captured = _captured(capture_batch, rows, windows, progress, count)
     _write_behind(out, captured, settings, info)
     tokens = sum(lengths)
     passed = sum(
@@ -141,17 +155,15 @@ def capture_logits(
         sequences=len(rows),
         skipped=table.num_rows - len(rows),
         tokens=tokens,
-        padding=passed - tokens,
+        padding=passed - tokens if settings.backend == "transformers" else 0,
         targets=info.targets,
     )
 
 
 def _captured(
-    model: PreTrainedModel,
-    head: Head,
+    capture_batch: CaptureBatch,
     rows: Sequence[EncodedRow],
     windows: Sequence[Sequence[Sequence[int]]],
-    settings: CaptureSettings,
     progress: Progress,
     count: Callable[..., None],
 ) -> Iterator[Window]:
@@ -161,7 +173,7 @@ def _captured(
         window: Window = []
         for batch in batches:
             chosen = [rows[i] for i in batch]
-            window.append((batch, chosen, _capture_batch(model, head, chosen, settings)))
+            window.append((batch, chosen, capture_batch(chosen)))
             count(cached=sum(sum(row.encoded.targets) for row in chosen))
             done += len(batch)
             progress(done, len(rows), "sequences")
@@ -169,20 +181,33 @@ def _captured(
 
 
 def _check(
-    model: PreTrainedModel, head: Head, rows: Sequence[EncodedRow], settings: CaptureSettings
+    model_dir: str | Path,
+    vocab_size: int,
+    rows: Sequence[EncodedRow],
+    settings: CaptureSettings,
+    revision: str | None,
+    trust_remote_code: bool,
 ) -> None:
+    """Whether vocabulary and positions suffice; said before the weights are read."""
     codec = settings.codec
-    if codec.name == "topk_tail" and codec.top_k > head.vocab_size:
+    if codec.name == "topk_tail" and codec.top_k > vocab_size:
         raise AngelshareError(
-            f"capture.codec.top_k {codec.top_k} exceeds the vocabulary of {head.vocab_size} tokens"
+            f"capture.codec.top_k {codec.top_k} exceeds the vocabulary of {vocab_size} tokens"
         )
-    positions = getattr(model.config, "max_position_embeddings", None)
+    config = load_config(model_dir, revision=revision, trust_remote_code=trust_remote_code)
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and settings.backend == "vllm":
+        positions -= 1  # vLLM always generates a token after those it reads
     longest = max(rows, key=lambda row: len(row.encoded.input_ids))
     if positions is not None and len(longest.encoded.input_ids) > positions:
         raise AngelshareError(
             f"row {longest.id} has {len(longest.encoded.input_ids)} tokens, the model "
             f"{positions} positions; set capture.max_length to {positions} or less"
         )
+
+
+def _check_head(model: PreTrainedModel, head: Head, rows: Sequence[EncodedRow]) -> None:
+    """Whether what capture makes of the last hidden states are the model's logits."""
     shortest = min(rows, key=lambda row: len(row.encoded.input_ids))
     ids_1T = torch.tensor([shortest.encoded.input_ids], device=model.device)
     own_TV = model(input_ids=ids_1T, use_cache=False).logits[0, :, : head.vocab_size].float()
@@ -216,7 +241,7 @@ def _windows(lengths: Sequence[int], batch_tokens: int) -> list[list[list[int]]]
 
 
 def _capture_batch(
-    model: PreTrainedModel, head: Head, rows: Sequence[EncodedRow], settings: CaptureSettings
+    model: PreTrainedModel, head: Head, settings: CaptureSettings, rows: Sequence[EncodedRow]
 ) -> OnItsWay:
     """The rows' positions one after the other; padding stands right, unseen by what is causal."""
     width = max(len(row.encoded.input_ids) for row in rows)
@@ -297,6 +322,8 @@ class OnItsWay:
         return {name: tensor.numpy() for name, tensor in self._tensors.items()}
 
 
+CaptureBatch = Callable[[Sequence[EncodedRow]], OnItsWay]
+"""From rows to what the codec keeps of their target positions, one row after the other."""
 Window = list[tuple[Sequence[int], Sequence[EncodedRow], OnItsWay]]
 
 

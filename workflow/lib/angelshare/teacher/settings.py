@@ -85,8 +85,14 @@ class RskdSettings(Settings):
 class CaptureSettings(Settings):
     """What is kept of the teacher's distribution at each target position."""
 
-    execution = frozenset({"batch_tokens"})
+    execution = frozenset({"batch_tokens", "tensor_parallel"})
 
+    backend: Literal["transformers", "vllm"] = "transformers"
+    """The program that runs the teacher. ``vllm`` spreads one model over several GPUs, but gives
+    only the best log-probabilities: temperature 1 alone, ``topk_tail`` alone, no entropy
+    (docs/logits.md)."""
+    tensor_parallel: int = Field(default=1, gt=0)
+    """GPUs that hold one copy of the model (vllm); what ``hardware.gpus`` gives a job."""
     codec: TopkTailSettings | RskdSettings = Field(default=TopkTailSettings(), discriminator="name")
     """Which tokens are kept and how they are stored."""
     temperatures: tuple[float, ...] = (1.0, 2.0, 4.0)
@@ -98,7 +104,7 @@ class CaptureSettings(Settings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """The weights' type; auto is bfloat16 on a GPU and float32 on a CPU. Sums are float32."""
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """How attention is computed."""
+    """How attention is computed (transformers)."""
 
     @field_validator("temperatures")
     @classmethod
@@ -106,6 +112,24 @@ class CaptureSettings(Settings):
         if 1.0 not in value or min(value) <= 0:
             raise ValueError("must be positive and contain 1.0")
         return tuple(sorted(set(value)))
+
+    @model_validator(mode="after")
+    def _what_the_back_end_gives(self) -> CaptureSettings:
+        if self.backend == "transformers":
+            if self.tensor_parallel > 1:
+                raise ValueError("with tensor_parallel 1 where backend is transformers: use vllm")
+            return self
+        if self.temperatures != (1.0,):
+            raise ValueError(
+                "with temperatures [1.0] where backend is vllm: its log-probabilities give the "
+                f"partition at no other (got {list(self.temperatures)}); use backend transformers"
+            )
+        if self.codec.name != "topk_tail":
+            raise ValueError(
+                "with the codec topk_tail where backend is vllm: it gives the best tokens, and "
+                f"{self.codec.name} draws from all of them; use backend transformers"
+            )
+        return self
 
     @property
     def usable_temperatures(self) -> tuple[float, ...]:

