@@ -86,6 +86,37 @@ def test_draws_are_refused_at_other_temperatures_than_one(values, monkeypatch):
     assert "use temperature 1, or the codec topk_tail" in message
 
 
+@pytest.mark.parametrize("loss", [{"divergence": "reverse_kl"}, {"divergence": "jsd", "beta": 0.5}])
+def test_divergences_that_need_the_tail_are_refused_over_draws(values, monkeypatch, loss):
+    monkeypatch.chdir(ROOT)
+    edit(values, "capture.codec", {"name": "rskd"})
+    edit(values, "loss", loss)
+    edit(values, "grid.3.temperature", [1.0])
+    message = problems(values)
+    assert f"loss.divergence {loss['divergence']} needs the mass of the tokens" in message
+    assert "use forward_kl, or the codec topk_tail" in message
+    assert len(message.splitlines()) == 2
+    edit(values, "loss", {"divergence": "forward_kl"})
+    load_config(values)
+    edit(values, "loss", loss)
+    values["grid"] = [block for block in values["grid"] if block["pipeline"] != "kd"]
+    load_config(values)  # nothing reads a cache
+
+
+def test_a_student_with_another_tokenizer_is_refused_before_the_teachers_pass(values, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    edit(values, "tokenizers.same", dict(values["tokenizers"]["demo"]))
+    edit(values, "students.tiny.tokenizer", "same")
+    load_config(values)  # another name of the same tokenizer
+    edit(values, "tokenizers.same.vocab_size", 512)
+    message = problems(values)
+    assert "grid[1]: student 'tiny' reads with tokenizer 'same', teacher 'demo' with" in message
+    assert "distil from a synthetic corpus" in message
+    assert len(message.splitlines()) == 2
+    values["grid"] = [block for block in values["grid"] if block["pipeline"] != "kd"]
+    load_config(values)  # sequences may be read by another tokenizer
+
+
 def test_what_vllm_cannot_give_is_refused_before_any_job(values, monkeypatch):
     monkeypatch.chdir(ROOT)
     edit(values, "capture.backend", "vllm")

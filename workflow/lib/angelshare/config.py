@@ -24,6 +24,7 @@ from angelshare.data.settings import (
     OverlapSettings,
     TokenizerSettings,
 )
+from angelshare.distillable import cache_problems
 from angelshare.energy.settings import CarbonSettings, EnergySettings
 from angelshare.errors import AngelshareError
 from angelshare.evaluation.settings import EvaluationSettings
@@ -300,6 +301,7 @@ def load_config(values: Mapping[str, Any], where: str = "the configuration") -> 
     problems = [
         *_dangling_names(config),
         *missing(config),
+        *cache_problems(config),
         *_too_few_gpus(config),
         *_unusable_paths(config),
     ]
@@ -373,12 +375,6 @@ def _dangling_names(config: Config) -> Iterator[str]:
                 f"{where}: max_new_tokens, generation and answers belong to the teacher's answers, "
                 f"which pipeline {block.pipeline!r} does not read (data: dataset)."
             )
-        for temperature in block.temperature:
-            if temperature not in config.capture.usable_temperatures:
-                yield f"{where}.temperature {_off_grid(config.capture, temperature)}"
-        own, usable = config.loss.temperature, config.capture.usable_temperatures
-        if pipeline and pipeline.logits and not block.temperature and own not in usable:
-            yield f"loss.temperature {_off_grid(config.capture, own)}"
         for section, settings_of in _BLOCK_SETTINGS.items():
             try:
                 settings_of(config, block)
@@ -415,25 +411,6 @@ def _generated(config: Config, where: str, dataset: str) -> Iterator[str]:
         yield _unknown(where, dataset, config.datasets)
     elif config.datasets[dataset].source != "word_problems":
         yield f"{where}: {dataset!r} is not a dataset of generated word_problems."
-
-
-def _off_grid(capture: CaptureSettings, temperature: float) -> str:
-    if temperature in capture.temperatures:
-        return (
-            f"{temperature} cannot be had from draws (capture.codec is {capture.codec.name}), "
-            "which give the teacher's distribution at 1 alone: use temperature 1, or the codec "
-            "topk_tail."
-        )
-    if capture.backend == "vllm":
-        return (
-            f"{temperature} cannot be had from a cache that vLLM makes (capture.backend), whose "
-            "log-probabilities give the teacher's distribution at 1 alone: use temperature 1, or "
-            "backend transformers."
-        )
-    return (
-        f"{temperature} is not one that the logit cache keeps: add it to capture.temperatures "
-        f"(now {list(capture.temperatures)})."
-    )
 
 
 def _too_few_gpus(config: Config) -> Iterator[str]:
