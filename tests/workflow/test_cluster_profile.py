@@ -90,7 +90,7 @@ print(sorted(heavy & set(sys.modules)))
 def test_the_snakefile_imports_nothing_heavy(checkout):
     """In Snakemake itself, which brings some modules of its own."""
     probe = """
-heavy = {"torch", "transformers", "polars", "pyarrow", "scipy", "matplotlib", "lm_eval"}
+heavy = {"torch", "transformers", "polars", "scipy", "matplotlib", "lm_eval"}
 print("HEAVY", sorted(heavy & set(sys.modules)), file=sys.stderr)
 """
     snakefile = checkout.folder / "Snakefile"
