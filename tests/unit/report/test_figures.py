@@ -129,3 +129,26 @@ def test_order_and_looks(paper_tables: Tables, demo_tables: Tables) -> None:
 
 def test_the_curve_goes_past_n_star_and_now(paper_tables: Tables) -> None:
     assert most_runs(paper_tables.break_even) == pytest.approx(1.3 * 10.6 / 0.95)
+
+
+def test_a_generation_budget_is_a_sweep_with_the_teachers_energy(tmp_path: Path) -> None:
+    """Fig. 6 of the paper: more tokens per answer cost the teacher, not the student."""
+    stages = tmp_path / "stages.csv"
+    rows = [
+        f"s{tokens},synthetic_sft,1B,d,0,{stage},{artifact},{kwh},,{tokens}"
+        for tokens in (256, 512, 1024)
+        for stage, artifact, kwh in (
+            ("student_train", "", 5),
+            ("teacher_generation", f"corpus-{tokens}", tokens / 100),
+        )
+    ]
+    header = "run,pipeline,student,dataset,seed,stage,artifact,energy_kwh,tokens,max_new_tokens"
+    stages.write_text("\n".join([header, *rows]) + "\n")
+    tables = account_csv(stages, None, tmp_path / "out")
+    (sweep,) = sweeps(tables)
+    assert sweep.hyperparameter == "max_new_tokens"
+    assert sweep.rows["max_new_tokens"].to_list() == [256.0, 512.0, 1024.0]
+    figure = sweeps_figure(tables)
+    assert figure is not None
+    one_off = figure.axes[2].lines[0].get_ydata()
+    assert list(one_off) == pytest.approx([5 + tokens / 100 for tokens in (256, 512, 1024)])

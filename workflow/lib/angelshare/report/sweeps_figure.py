@@ -58,28 +58,35 @@ def _varying(rows: pl.DataFrame, names: list[str]) -> list[str]:
 
 
 def sweeps_figure(tables: Tables) -> Figure | None:
-    """A column per hyperparameter: quality above, student-only energy below, 95 % bars."""
+    """A column per hyperparameter: quality, student-only and one-off energy, 95 % bars.
+
+    The one-off energy shows what a generation budget costs: the teacher's tokens are in no other.
+    """
     series = sweeps(tables)
     if not series:
         return None
     names = list(dict.fromkeys(sweep.hyperparameter for sweep in series))
-    unit = energy_unit(pl.concat([sweep.rows["student_only_j"] for sweep in series]))
-    figure = Figure(figsize=(1.6 + 3.2 * len(names), 5.0), layout="constrained")
-    panels = figure.subplots(2, len(names), squeeze=False, sharex="col", sharey="row")
+    unit = energy_unit(pl.concat([sweep.rows["one_off_j"] for sweep in series]))
+    figure = Figure(figsize=(1.6 + 3.2 * len(names), 6.8), layout="constrained")
+    panels = figure.subplots(3, len(names), squeeze=False, sharex="col", sharey="row")
     students = students_by_size(tables)
     for column, name in enumerate(names):
         for sweep in series:
             if sweep.hyperparameter == name:
                 _line(panels[0, column], sweep, "quality", Unit("", 1.0), students)
                 _line(panels[1, column], sweep, "student_only_j", unit, students)
+                _line(panels[2, column], sweep, "one_off_j", unit, students)
         values = sorted({v for s in series if s.hyperparameter == name for v in s.rows[name]})
-        panels[1, column].set_xticks(values)
-        panels[1, column].xaxis.set_major_formatter(PLAIN)
-        panels[1, column].set_xlabel(name.replace("_", " "))
-        panels[1, column].yaxis.set_major_formatter(PLAIN)
+        panels[2, column].set_xticks(values)
+        panels[2, column].xaxis.set_major_formatter(PLAIN)
+        panels[2, column].set_xlabel(name.replace("_", " "))
+        for panel in panels[1:, column]:
+            panel.yaxis.set_major_formatter(PLAIN)
     panels[0, 0].set_ylabel("quality")
     panels[1, 0].set_ylabel(f"student-only energy ({unit.name})")
-    panels[1, 0].set_ylim(bottom=0)
+    panels[2, 0].set_ylabel(f"one-off energy ({unit.name})")
+    for row in panels[1:]:
+        row[0].set_ylim(bottom=0)
     figure.legend(
         handles=_legend(series, students), loc="outside lower center", ncols=6, handlelength=3.4
     )
