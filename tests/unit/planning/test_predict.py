@@ -130,7 +130,8 @@ def predictor(*observations: Observation, calibration: dict | None = None) -> Pr
 
 def test_records_come_first_then_the_calibration_then_flops() -> None:
     part = {"energy_j": 10.0, "duration_s": 1.0, "flops": 1e9}
-    calibration = {"start": {"energy_j": 5.0, "duration_s": 1.0}, "train": part}
+    start = {"energy_j": 5.0, "duration_s": 1.0}
+    calibration = {"start": start, "train": part, "model": {"parameters": 1_000_000}}
     own = [seen(e, 1e10) for e in (98.0, 100.0, 102.0)]
     found = predictor(*own, calibration=calibration).predict(item(1e10))
     assert found.basis == "records"

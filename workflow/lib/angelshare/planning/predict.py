@@ -6,7 +6,8 @@ b joules per operation; durations alike. In the order of trust:
 * *records*: jobs of the same stage on the same hardware, of the same model where there are any,
   else of others, scaled by operations. Bounds: the scatter of the records about the line with
   Student's t, and 15 % for every doubling beyond the range that was seen.
-* *calibration*: the prerun's few seconds of the same kind of work here; within a factor 3.
+* *calibration*: the prerun's few seconds of the same kind of work here; within a factor 3, and more
+  for models of another size (the square root of the sizes' ratio, in quadrature of logarithms).
 * *flops*: the device's peak and a stated efficiency (`devices`).
 
 Every figure says which of them it is.
@@ -186,13 +187,17 @@ class Predictor:
             return None
         kind = COMPUTE[item.stage]
         measured, start = self.calibration[kind], self.calibration["start"]
+        size = item.model.parameters / self.calibration["model"]["parameters"] if item.model else 1
+        # Small models are bound by overhead: an operation of one seven times as large costs less.
+        factor = math.exp(math.hypot(math.log(CALIBRATION_FACTOR), 0.5 * math.log(size)))
         energy, time = (
             Range(
                 *(start[name] + measured[name] / measured["flops"] * work for work in item.flops)
-            ).within(CALIBRATION_FACTOR)
+            ).within(factor)
             for name in ("energy_j", "duration_s")
         )
-        fit = f"{measured['duration_s']:.0f} s of {kind} work in the prerun, within a factor 3"
+        seconds = f"{measured['duration_s']:.0f} s of {kind} work in the prerun"
+        fit = f"{seconds}, within a factor {factor:.2g}"
         return Prediction(item, "calibration", energy, time, fit)
 
     def _from_flops(self, item: WorkItem) -> Prediction:
