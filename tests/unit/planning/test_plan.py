@@ -287,3 +287,18 @@ def test_the_prerun_calibrates(config: Config) -> None:
     assert plan.hardware_basis == "the prerun's"
     assert {one.basis for one in plan.predictions} == {"calibration"}
     assert json.loads(json.dumps(found)) == found
+
+
+def test_rows_that_only_the_sealed_dataset_knows(values: dict[str, Any]) -> None:
+    (values["datasets"]["more"],) = (
+        {"source": "hub", "name": "org/data", "revision": "0" * 40, "validation": 10, "test": 10},
+    )
+    values["grid"] = [{"pipeline": "sft", "students": ["tiny"], "datasets": ["more"], "seeds": [1]}]
+    values["training"] = {**values["training"], "max_epochs": 1.0}
+    config = load_config(values)
+    assert planned(config).predictions
+    finished_artifact(config, "dataset", 5.0)  # 1,000 rows, of which 980 are for training
+    trained = next(one for one in planned(config).predictions if one.item.run)
+    assert trained.item.tokens is not None
+    # One epoch of 980 rows is 31 steps of 32 rows, each assumed half of 64 tokens.
+    assert trained.item.tokens.value == pytest.approx(31 * 32 * 32)

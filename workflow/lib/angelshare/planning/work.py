@@ -240,7 +240,7 @@ class WorkList:
         artifact = self.store.artifact("dataset", dataset.key)
         if not artifact.manifest_path.exists():
             return None
-        apart = source["unlabelled"] + source["validation"] + source["test"]
+        apart = source.unlabelled + source.validation + source.test
         return float(artifact.manifest().rows - apart + (apart if "unlabelled" in splits else 0))
 
     def _tokens(self, plan: ArtifactPlan) -> Range:
