@@ -146,6 +146,30 @@ def asks(rule: str) -> dict:
     }
 
 
+def asks_to_train() -> dict:
+    """What the training of a student asks for; its GPUs and nodes are those of the student.
+
+    GPUs of several nodes are asked for by node (gres), so that each has as many. One task per node:
+    the job's own step runs on the first, and starts the others' processes itself.
+    """
+    asked = asks("train_student")
+    students = {run.student for run in STUDY.runs.values()}
+    nodes = {name: CONFIG.students[name].nodes for name in students}
+    gpus = {name: CONFIG.training_gpus(name) for name in students}
+
+    def of(chosen: dict):
+        return lambda wildcards: chosen[STUDY.runs[wildcards.run].student]
+
+    if max(gpus.values(), default=0):
+        asked |= {"nodes": of(nodes), "tasks_per_gpu": 0}
+    if max(nodes.values(), default=1) > 1:
+        spread = {name for name in students if nodes[name] > 1 and gpus[name]}
+        by_node = {n: f"gpu:{gpus[n]}" if n in spread else "" for n in students}
+        asked |= {"nodes": of(nodes), "tasks": of(nodes), "gres": of(by_node)}
+        gpus |= dict.fromkeys(spread, 0)
+    return {**asked, "gpu": of(gpus)}
+
+
 def artifact_recipe(wildcards) -> dict:
     """The recipe of the artifact that a rule makes."""
     return STUDY.artifacts[wildcards.key].recipe

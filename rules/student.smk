@@ -18,7 +18,7 @@ rule train_student:
         "../environment.yml"
     threads: CONFIG.hardware.of("train_student").threads
     resources:
-        **asks("train_student"),
+        **asks_to_train(),
     params:
         recipe=run_recipe,
     message:

@@ -24,8 +24,10 @@ def main(context: JobContext) -> None:
 def train(context: JobContext, run: RunPlan, folder: Path) -> dict[str, Any]:
     """Train, publish the model folder, and record the run as a consumer of what it read."""
     # Imported inside the window: loading torch costs energy too.
-    from angelshare.student.train import TrainRequest, train_student
+    from angelshare.student.launch import train_on
+    from angelshare.student.requests import TrainRequest
 
+    student = context.config.students[run.student]
     dataset = run.inputs["dataset"]
     rows = context.rows(run.inputs.get("corpus", dataset), run.recipe["splits"])
     learnt: dict[str, Any] = {}
@@ -34,9 +36,11 @@ def train(context: JobContext, run: RunPlan, folder: Path) -> dict[str, Any]:
         learnt["answers"] = answers.to_json()
     checkpoints = Path(context.config.results, "checkpoints", run.key)
     with context.tokenizer(run) as (tokenizer, revision), postponed_termination() as terminated:
-        result = train_student(
+        result = train_on(
+            student.nodes,
+            context.config.training_processes(run.student),
             TrainRequest(
-                init=context.config.students[run.student].init,
+                init=student.init,
                 training=run.training,
                 loss=run.loss,
                 tokenizer=tokenizer,

@@ -1,4 +1,4 @@
-"""Two gloo processes on the CPU give what one gives: DDP, both kinds of FSDP, and the Trainer."""
+"""Two gloo processes on the CPU give what one gives: DDP, both kinds of FSDP, and our Trainer."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from transformers.models.olmo2.modeling_olmo2 import Olmo2DecoderLayer
 
 from angelshare.student.head import let_loss_run_inside
 from angelshare.student.losses import IGNORED
+from angelshare.student.settings import OptimizerSettings
+from angelshare.student.sharding import whole_weights
 from angelshare.student.trainer import StudentTrainer
 
 from .test_head import KD, VOCAB, batch, gradients, loss_inside, olmo
@@ -88,7 +90,6 @@ def train(folder: Path, rows_per_pass: int) -> dict[str, Tensor]:
         per_device_train_batch_size=rows_per_pass,
         learning_rate=1e-2,
         seed=5,
-        optim="sgd",
         lr_scheduler_type="constant",
         use_cpu=True,
         report_to="none",
@@ -97,10 +98,15 @@ def train(folder: Path, rows_per_pass: int) -> dict[str, Tensor]:
         remove_unused_columns=False,
     )
     trainer = StudentTrainer(
-        model=olmo(), args=arguments, loss=KD, vocab_size=VOCAB, train_dataset=Rows()
+        model=olmo(),
+        args=arguments,
+        loss=KD,
+        vocab_size=VOCAB,
+        optimizer=OptimizerSettings(name="adamw", learning_rate=1e-2),
+        train_dataset=Rows(),
     )
     trainer.train()
-    return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    return whole_weights(trainer.model)
 
 
 def work(rank: int, folder: str) -> None:

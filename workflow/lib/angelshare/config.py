@@ -114,7 +114,9 @@ class PretrainedTeacher(Settings):
 
 
 class Student(Settings):
-    """A student: where its weights come from and how it reads."""
+    """A student: where its weights come from, how it reads, and what trains it."""
+
+    execution = frozenset({"gpus", "nodes"})
 
     init: StudentInit
     """From scratch, or pretrained weights."""
@@ -123,6 +125,12 @@ class Student(Settings):
     tokenizer_of: str | None = None
     """For a pretrained student: the entry of ``teachers`` whose tokenizer and chat template it
     reads with, as base models do that have no template. Null: it brings its own."""
+    gpus: int | None = Field(default=None, ge=0)
+    """GPUs that train it, on each node, one process for each, the model sharded over all of them;
+    null: those that ``hardware`` gives to ``train_student``. Where a machine has no GPU, as many
+    processes on the CPU. No recipe holds it: the result differs by rounding alone."""
+    nodes: int = Field(default=1, gt=0)
+    """Nodes of a Slurm cluster that train it together."""
 
 
 class PipelineSettings(Settings):
@@ -285,6 +293,15 @@ class Config(Settings):
     budget: BudgetSettings = BudgetSettings()
     """What the study may spend."""
 
+    def training_gpus(self, student: str) -> int:
+        """GPUs, on each of its nodes, that train a student."""
+        own = self.students[student].gpus
+        return (self.hardware.of("train_student").gpus or 0) if own is None else own
+
+    def training_processes(self, student: str) -> int:
+        """Processes, on each of its nodes, that train a student."""
+        return max(1, self.training_gpus(student))
+
 
 def load_config(values: Mapping[str, Any], where: str = "the configuration") -> Config:
     """Check ``values`` and return the typed configuration.
@@ -377,9 +394,12 @@ def _dangling_names(config: Config) -> Iterator[str]:
             )
         for section, settings_of in _BLOCK_SETTINGS.items():
             try:
-                settings_of(config, block)
+                settings = settings_of(config, block)
             except ValidationError as error:
                 yield from (f"{where}.{section}.{_explain(problem)}" for problem in error.errors())
+            else:
+                if isinstance(settings, TrainingSettings):
+                    yield from _uneven_shares(config, block, settings)
     for name, teacher in config.teachers.items():
         if isinstance(teacher, EmbeddedTeacher):
             yield from _generated(config, f"teachers.{name}.dataset", teacher.dataset)
@@ -403,6 +423,16 @@ def _borrowed_tokenizer(config: Config, where: str, student: Student) -> Iterato
         yield f"{where}: {student.tokenizer_of!r} is made here; name its entry of tokenizers."
     elif isinstance(student.init, ScratchStudent):
         yield f"{where}: a student from scratch needs an entry of tokenizers instead."
+
+
+def _uneven_shares(config: Config, block: GridBlock, training: TrainingSettings) -> Iterator[str]:
+    """Students whose processes cannot share an optimizer step."""
+    for name in block.students:
+        if name in config.students:
+            try:
+                training.divided(config.training_processes(name) * config.students[name].nodes)
+            except AngelshareError as error:
+                yield f"students.{name}: {error}."
 
 
 def _generated(config: Config, where: str, dataset: str) -> Iterator[str]:

@@ -34,6 +34,12 @@ class Encoded:
     sha256: bytes
     """sha256 over the ids as little-endian int32, then the targets as one byte each."""
 
+    def without_targets(self) -> Encoded:
+        """The same tokens, none of them to be learnt."""
+        targets = [False] * len(self.targets)
+        digest = sequence_digest(self.input_ids, targets)
+        return Encoded(input_ids=self.input_ids, targets=targets, sha256=digest)
+
 
 class EncodedRow(NamedTuple):
     """A row of a sequence table that has something to learn."""

@@ -44,6 +44,7 @@ def rank_window() -> Iterator[Window]:
         seed=record.seed,
         repeat=record.repeat,
         workflow_id=plan["run"]["workflow_id"],
+        gpus=0 if plan.get("gpus") == 0 else None,
     )
     here = plan["baseline"] is not None and plan["run"].get("boot_id") == run.boot_id
     baseline = Baseline.model_validate(plan["baseline"]) if here else None

@@ -6,13 +6,70 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers.optimization import Adafactor
 
 from angelshare.student.settings import OptimizerSettings
+from angelshare.student.sharding import full, part_of
 
 BETAS = (0.9, 0.95)
 MUON_MOMENTUM = 0.95
+
+
+class _WholeSteps(torch.optim.Optimizer):
+    """Steps that need a whole matrix, also on parameters that several processes share.
+
+    Means over rows and columns, or an orthogonal factor, are not those of the parts. So each process
+    gathers one parameter after the other with its gradient and state, makes the same step as a
+    single process would, and keeps its part.
+    """
+
+    alone: type[torch.optim.Optimizer]
+    """The optimizer of whole parameters."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Step all parameters."""
+        shared = any(isinstance(p, DTensor) for group in self.param_groups for p in group["params"])
+        if not shared:
+            return super().step(closure)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._step_whole(group, parameter)
+        return None
+
+    def _step_whole(self, group: dict[str, Any], parameter: Any) -> None:
+        whole = nn.Parameter(full(parameter))
+        whole.grad = full(parameter.grad)
+        alone = self.alone([{**group, "params": [whole]}])
+        alone.state[whole] = {key: full(value) for key, value in self.state[parameter].items()}
+        alone.step()
+        self.state[parameter] = _parts(alone.state[whole], parameter)
+        parameter.copy_(part_of(whole.detach(), parameter))
+
+
+class SharedAdafactor(_WholeSteps, Adafactor):  # type: ignore[misc]
+    """Adafactor; of a matrix every process keeps the factored state, a row and a column."""
+
+    alone = Adafactor
+
+
+class SharedMuon(_WholeSteps, torch.optim.Muon):
+    """Muon; momentum is shared as the parameters are."""
+
+    alone = torch.optim.Muon
+
+
+def _parts(state: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
+    """A parameter's whole state, with what has its shape distributed as it is."""
+    return {
+        key: part_of(value, parameter)
+        if isinstance(value, Tensor) and value.shape == parameter.shape
+        else value
+        for key, value in state.items()
+    }
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -27,7 +84,7 @@ class MuonAdamW(torch.optim.Optimizer):
         """``matrices`` are two-dimensional; embeddings belong to ``rest``."""
         groups = [{"params": matrices}, {"params": rest}]
         super().__init__(groups, {"lr": settings.learning_rate})
-        self.muon = torch.optim.Muon(
+        self.muon = SharedMuon(
             matrices,
             lr=settings.learning_rate,
             momentum=MUON_MOMENTUM,
@@ -59,6 +116,21 @@ class MuonAdamW(torch.optim.Optimizer):
         self._share_groups()
 
 
+def shared_out(saved: dict[str, Any], optimizer: Any) -> dict[str, Any]:
+    """A saved state of ``optimizer`` with what has a parameter's shape distributed as that is."""
+    bare = getattr(optimizer, "optimizer", optimizer)
+    if isinstance(bare, MuonAdamW):
+        both = {"muon": bare.muon, "adamw": bare.adamw}
+        return {name: shared_out(saved[name], one) for name, one in both.items()}
+    parameters = (p for group in bare.param_groups for p in group["params"])
+    state = {
+        number: _parts(saved["state"][number], parameter)
+        for number, parameter in enumerate(parameters)
+        if number in saved["state"]
+    }
+    return {**saved, "state": state}
+
+
 def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
     """The optimizer of ``settings`` over the trainable parameters of ``model``.
 
@@ -86,4 +158,6 @@ def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim
     ]
     if settings.name == "adamw":
         return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=BETAS)
-    return Adafactor(groups, lr=settings.learning_rate, scale_parameter=False, relative_step=False)
+    return SharedAdafactor(
+        groups, lr=settings.learning_rate, scale_parameter=False, relative_step=False
+    )

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from angelshare.errors import AngelshareError
 from angelshare.settings import Settings
 
 
@@ -156,3 +157,24 @@ class TrainingSettings(Settings):
     """The optimizer."""
     stopping: StoppingSettings = StoppingSettings()
     """Early stopping."""
+
+    def divided(self, processes: int) -> tuple[int, int]:
+        """Sequences of a forward pass, and passes of an optimizer step, for each process.
+
+        An optimizer step has the rows that the settings say, however many processes share them, and
+        no process reads more at once than ``batch_size``. Raises ``AngelshareError`` where they
+        cannot share them evenly.
+        """
+        rows = self.batch_size * self.accumulation
+        if rows % processes:
+            fitting = [number for number in range(1, rows + 1) if rows % number == 0]
+            below = [number for number in fitting if number < processes][-1:]
+            above = [number for number in fitting if number > processes][:1]
+            raise AngelshareError(
+                f"{processes} processes (gpus x nodes) cannot share the {rows} sequences of an "
+                f"optimizer step evenly (batch_size {self.batch_size} x accumulation "
+                f"{self.accumulation}): use {' or '.join(map(str, below + above))}"
+            )
+        share = rows // processes
+        batch = max(n for n in range(1, min(self.batch_size, share) + 1) if share % n == 0)
+        return batch, share // batch

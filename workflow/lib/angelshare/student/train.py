@@ -14,12 +14,8 @@ stop saves one more before it does.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
-import pyarrow as pa
 import torch
 from transformers import (
     PreTrainedModel,
@@ -44,18 +40,10 @@ from angelshare.student.callbacks import (
 )
 from angelshare.student.checkpoints import checkpoint_of, newest_checkpoint, read_state
 from angelshare.student.dataset import DistilledDataset, EncodedDataset, collator
-from angelshare.student.models import (
-    make_student,
-    pad_token_id,
-    publish_model,
-)
-from angelshare.student.optimizers import make_optimizer
-from angelshare.student.settings import (
-    LossSettings,
-    PretrainedStudent,
-    ScratchStudent,
-    TrainingSettings,
-)
+from angelshare.student.models import make_student, pad_token_id, publish_model
+from angelshare.student.ranks import ALONE, Ranks
+from angelshare.student.requests import TrainRequest, TrainResult
+from angelshare.student.settings import TrainingSettings
 from angelshare.student.trainer import StudentTrainer, mean_cross_entropy
 from angelshare.teacher.cache import LogitCache
 from angelshare.teacher.models import load_causal_lm, load_tokenizer, without_progress_bars
@@ -65,80 +53,30 @@ BATCHES_AHEAD = 4
 """Batches that are read ahead of the training where the cache does not stay in memory."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainRequest:
-    """Everything that decides a student, and where it goes."""
-
-    init: ScratchStudent | PretrainedStudent
-    training: TrainingSettings
-    loss: LossSettings
-    """Used only where there is a ``cache``."""
-    tokenizer: Path | str
-    """Folder or hub name."""
-    tokenizer_revision: str | None = None
-    """The hub commit, for a hub name."""
-    train: pa.Table
-    """Sequence table; all of its rows are trained on."""
-    validation: pa.Table
-    """Sequence table of the validation split."""
-    cache: Sequence[Path] = ()
-    """Part files of the logit cache over ``train``, in order; none: hard labels alone."""
-    seed: int
-    """Decides first weights and the order of the data."""
-    out: Path
-    """Folder of the finished model."""
-    checkpoints: Path
-    """Folder to resume from; whoever keeps the result removes it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainResult:
-    """What came out, as plain values."""
-
-    steps: int
-    """Optimizer steps made."""
-    best_step: int
-    """The step whose weights were kept."""
-    cross_entropy: float
-    """Validation cross-entropy of the kept weights, nats per target token."""
-    untrained_cross_entropy: float
-    """The same before the first step."""
-    stopped_early: bool
-    """Whether patience ran out before the schedule did."""
-    parameters: int
-    """Weights, tied ones once."""
-    trained_tokens: int
-    """Tokens that went through training passes, prompts included, padding excluded."""
-    train_rows: int
-    """Sequences trained on."""
-    dropped_rows: int
-    """Training rows without a target within ``max_length``."""
-    history: list[dict[str, float]]
-    """By step: train_loss, learning_rate, gradient_norm and, where evaluated, cross_entropy."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
-
-
 def train_student(
     request: TrainRequest,
     progress: Progress,
     count: Count,
     stop: Callable[[], bool] = lambda: False,
+    ranks: Ranks = ALONE,
 ) -> TrainResult:
     """Train, keep the best weights by validation cross-entropy and publish them as ``request.out``.
 
     Deterministic on one machine for a given number of threads. ``stop`` is asked after every
-    optimizer step. Raises ``AngelshareError`` for data that does not fit the cache, the tokenizer
+    optimizer step. With several ``ranks`` all of them call this; their number changes results by
+    rounding alone, and the first publishes. Raises ``AngelshareError`` for data that does not fit the cache, the tokenizer
     or the settings, and for a loss that is not finite; ``Interrupted`` after a stop.
     """
     with without_progress_bars():
-        return _train(request, progress, count, stop)
+        return _train(request, progress, count, stop, ranks)
 
 
 def _train(
-    request: TrainRequest, progress: Progress, count: Count, stop: Callable[[], bool]
+    request: TrainRequest,
+    progress: Progress,
+    count: Count,
+    stop: Callable[[], bool],
+    ranks: Ranks,
 ) -> TrainResult:
     tokenizer = load_tokenizer(request.tokenizer, revision=request.tokenizer_revision)
     train, validation = _datasets(request, tokenizer)
@@ -146,33 +84,37 @@ def _train(
     model = make_student(request.init, tokenizer, request.training.max_length, request.seed)
     if request.training.precision == "bfloat16":
         torch.nn.Module.to(model, torch.bfloat16)
-    resume = newest_checkpoint(request.checkpoints, _request_digest(request, train, validation))
+    parameters = model.num_parameters()
+    resume = ranks.from_first(
+        lambda: newest_checkpoint(request.checkpoints, _request_digest(request, train, validation))
+    )
     state = read_state(resume) if resume else None
     if state is None or not (
         state.global_step >= max_steps or should_stop(state, request.training.stopping)
     ):
-        trainer = _trainer(request, tokenizer, model, (train, validation), max_steps)
+        trainer = _trainer(request, tokenizer, model, (train, validation), max_steps, ranks)
         trainer.args.eval_on_start = resume is None
         trainer.add_callback(Bookkeeping(count, len(train), _tokens(validation)))
         trainer.add_callback(Reporting(progress))
-        trainer.add_callback(Interruption(stop))
+        trainer.add_callback(Interruption(lambda: ranks.any(stop())))
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         state = trainer.state
     best_step, best_metric = state.best_global_step, state.best_metric
     if best_step is None or best_metric is None:
         raise AngelshareError(f"no evaluation gave a finite {METRIC}: the training diverged")
-    best = load_causal_lm(
-        checkpoint_of(request.checkpoints, best_step),
-        dtype="bfloat16" if request.training.precision == "bfloat16" else "float32",
-    )
-    publish_model(best, tokenizer, request.out)
+    if ranks.is_first:
+        best = load_causal_lm(
+            checkpoint_of(request.checkpoints, best_step),
+            dtype="bfloat16" if request.training.precision == "bfloat16" else "float32",
+        )
+        publish_model(best, tokenizer, request.out)
     return TrainResult(
         steps=state.global_step,
         best_step=best_step,
         cross_entropy=best_metric,
         untrained_cross_entropy=evaluations(state)[0],
         stopped_early=state.global_step < max_steps,
-        parameters=best.num_parameters(),
+        parameters=parameters,
         trained_tokens=state.num_input_tokens_seen,
         train_rows=len(train),
         dropped_rows=train.dropped,
@@ -236,15 +178,16 @@ def _trainer(
     model: PreTrainedModel,
     datasets: tuple[EncodedDataset, EncodedDataset],
     max_steps: int,
+    ranks: Ranks,
 ) -> StudentTrainer:
     trainer = StudentTrainer(
         model=model,
-        args=_arguments(request, max_steps, datasets[0].workers),
+        args=_arguments(request, max_steps, datasets[0].workers, ranks.world),
         train_dataset=datasets[0],
         eval_dataset=datasets[1],
         data_collator=collator(pad_token_id(tokenizer)),
         compute_metrics=mean_cross_entropy,
-        optimizers=(make_optimizer(model, request.training.optimizer), None),
+        optimizer=request.training.optimizer,
         callbacks=[Stopping(request.training.stopping)],
         loss=request.loss,
         vocab_size=len(tokenizer),
@@ -253,19 +196,23 @@ def _trainer(
     return trainer
 
 
-def _arguments(request: TrainRequest, max_steps: int, workers: int) -> TrainingArguments:
+def _arguments(
+    request: TrainRequest, max_steps: int, workers: int, world: int
+) -> TrainingArguments:
     training = request.training
+    batch, accumulation = training.divided(world)
     every = training.eval_every
     log_every = next(every // n for n in range(LOGS_PER_EVALUATION, 0, -1) if every % n == 0)
     on_gpu = torch.cuda.is_available()
     return TrainingArguments(
         output_dir=str(request.checkpoints),
+        use_cpu=not on_gpu,
         max_steps=max_steps,
         warmup_steps=training.warmup_steps,
         lr_scheduler_type="cosine",
         learning_rate=training.optimizer.learning_rate,
-        per_device_train_batch_size=training.batch_size,
-        gradient_accumulation_steps=training.accumulation,
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulation,
         per_device_eval_batch_size=training.eval_batch_size,
         max_grad_norm=training.clip_norm,
         bf16=training.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported(),

@@ -1,13 +1,20 @@
-"""transformers' Trainer with this project's loss and validation metric; nothing else is changed."""
+"""transformers' Trainer with this project's loss, metric, order of the data and optimizers.
+
+With several processes the model is sharded over them (`sharding`); to the Trainer it is one that
+owns its placement and the reduction of its gradients, and its checkpoints are gathered.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainingArguments
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from angelshare.errors import AngelshareError
 from angelshare.student.callbacks import METRIC
@@ -15,7 +22,11 @@ from angelshare.student.dataset import Batch
 from angelshare.student.fused import LossSums, head_loss
 from angelshare.student.head import head_parameters, let_loss_run_inside
 from angelshare.student.losses import IGNORED, TopK, at_temperature
-from angelshare.student.settings import LossSettings
+from angelshare.student.optimizers import make_optimizer, shared_out
+from angelshare.student.order import Passes, PassLoader, WithNothing
+from angelshare.student.settings import LossSettings, OptimizerSettings
+from angelshare.student.sharding import load_whole_weights, shard, whole, whole_weights
+from angelshare.teacher.models import load_causal_lm
 
 
 class StudentTrainer(Trainer):
@@ -28,6 +39,7 @@ class StudentTrainer(Trainer):
         *,
         loss: LossSettings,
         vocab_size: int,
+        optimizer: OptimizerSettings,
         **kwargs: Any,
     ) -> None:
         """``loss`` mixes in the teacher of batches that carry one; ``vocab_size``: tokenizer's."""
@@ -37,9 +49,50 @@ class StudentTrainer(Trainer):
         let_loss_run_inside(model)
         super().__init__(model, args, **kwargs)
         self.loss_settings, self.vocab_size = loss, vocab_size
+        self.optimizer_settings = optimizer
+        if self.sharded:
+            # Set after the Trainer's own check, which does not know that checkpoints are gathered.
+            self.is_distributed_loading_by_transformers = True
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
         self._loss_shifts_labels = True
+
+    @property
+    def sharded(self) -> bool:
+        """Whether several processes share the model."""
+        return bool(self.args.world_size > 1)
+
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        if self.sharded:
+            shard(model, device, self.args.world_size)
+        else:
+            super()._move_model_to_device(model, device)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The optimizer of the settings, over the parameters as they are by now."""
+        if self.optimizer is None:
+            self.optimizer = make_optimizer(self.model, self.optimizer_settings)
+        return self.optimizer
+
+    def get_train_dataloader(self) -> PassLoader:
+        """This process's passes, in the order that does not depend on how many processes there are."""
+        args, rows = self.args, self.train_dataset
+        passes = Passes(
+            len(rows),
+            batch=args.per_device_train_batch_size,
+            accumulation=args.gradient_accumulation_steps,
+            rank=args.process_index,
+            world=args.world_size,
+            seed=args.data_seed,
+        )
+        return PassLoader(
+            WithNothing(rows),
+            batch_sampler=passes,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            pin_memory=args.dataloader_pin_memory,
+        )
 
     def compute_loss(
         self,
@@ -64,6 +117,52 @@ class StudentTrainer(Trainer):
             return sums_B2[:, 0].sum() / sums_B2[:, 1].sum(), {"sums": sums_B2}
         ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         return sums.loss * ranks / num_items_in_batch
+
+    def _track_num_input_tokens(self, inputs: Batch) -> None:
+        # A row without targets only keeps a process in step with the others.
+        counted_B1 = (inputs["labels"] != IGNORED).any(1, keepdim=True)
+        super()._track_num_input_tokens(
+            {**inputs, "attention_mask": inputs["attention_mask"] * counted_B1}
+        )
+
+    def _clip_grad_norm(self, model: nn.Module) -> Tensor:
+        norm: Tensor = super()._clip_grad_norm(model)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the whole model, whoever holds it."""
+        if not self.sharded:
+            super().save_model(output_dir, _internal_call)
+            return
+        weights = whole_weights(self.model)
+        if self.args.should_save:
+            self._save(output_dir, state_dict=weights)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.sharded:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = whole(self.optimizer.state_dict())
+        if self.args.should_save:
+            torch.save(state, Path(output_dir, OPTIMIZER_NAME))
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER_NAME))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if not self.sharded:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        saved = load_causal_lm(resume_from_checkpoint, dtype="float32")
+        load_whole_weights(self.model, saved.state_dict())
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not self.sharded or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        saved = torch.load(Path(checkpoint, OPTIMIZER_NAME), map_location="cpu", weights_only=True)
+        self.optimizer.load_state_dict(shared_out(saved, self.optimizer))
+        self.lr_scheduler.load_state_dict(
+            torch.load(Path(checkpoint, SCHEDULER_NAME), weights_only=True)
+        )
 
     def _teacher(self, inputs: Batch) -> TopK | None:
         if "teacher_ids" not in inputs:

@@ -1,0 +1,124 @@
+"""A request for a student: what decides it, and its form as files that other processes read."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import TypeAdapter
+
+from angelshare.files import publish_json, read_json
+from angelshare.student.settings import (
+    LossSettings,
+    PretrainedStudent,
+    ScratchStudent,
+    StudentInit,
+    TrainingSettings,
+)
+
+TABLES = ("train", "validation")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainRequest:
+    """Everything that decides a student, and where it goes."""
+
+    init: ScratchStudent | PretrainedStudent
+    training: TrainingSettings
+    loss: LossSettings
+    """Used only where there is a ``cache``."""
+    tokenizer: Path | str
+    """Folder or hub name."""
+    tokenizer_revision: str | None = None
+    """The hub commit, for a hub name."""
+    train: pa.Table
+    """Sequence table; all of its rows are trained on."""
+    validation: pa.Table
+    """Sequence table of the validation split."""
+    cache: Sequence[Path] = ()
+    """Part files of the logit cache over ``train``, in order; none: hard labels alone."""
+    seed: int
+    """Decides first weights and the order of the data."""
+    out: Path
+    """Folder of the finished model."""
+    checkpoints: Path
+    """Folder to resume from; whoever keeps the result removes it."""
+
+    def save(self, folder: Path) -> None:
+        """Write what a process on any node needs to do as this one would.
+
+        A local tokenizer is copied, for it may lie in a node's own temporary folder; other paths
+        become absolute.
+        """
+        for name in TABLES:
+            pq.write_table(getattr(self, name), folder / f"{name}.parquet")
+        local = isinstance(self.tokenizer, Path)
+        if local:
+            shutil.copytree(self.tokenizer, folder / "tokenizer")
+        publish_json(
+            folder / "request.json",
+            {
+                "init": self.init.model_dump(mode="json"),
+                "training": self.training.model_dump(mode="json"),
+                "loss": self.loss.model_dump(mode="json"),
+                "tokenizer": None if local else self.tokenizer,
+                "tokenizer_revision": self.tokenizer_revision,
+                "cache": [str(path.absolute()) for path in self.cache],
+                "seed": self.seed,
+                "out": str(self.out.absolute()),
+                "checkpoints": str(self.checkpoints.absolute()),
+            },
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> TrainRequest:
+        """What `save` wrote."""
+        said = read_json(folder / "request.json")
+        return cls(
+            init=TypeAdapter(StudentInit).validate_python(said["init"]),
+            training=TrainingSettings.model_validate(said["training"]),
+            loss=LossSettings.model_validate(said["loss"]),
+            tokenizer=said["tokenizer"] or folder / "tokenizer",
+            tokenizer_revision=said["tokenizer_revision"],
+            train=pq.read_table(folder / "train.parquet"),
+            validation=pq.read_table(folder / "validation.parquet"),
+            cache=[Path(path) for path in said["cache"]],
+            seed=said["seed"],
+            out=Path(said["out"]),
+            checkpoints=Path(said["checkpoints"]),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainResult:
+    """What came out, as plain values."""
+
+    steps: int
+    """Optimizer steps made."""
+    best_step: int
+    """The step whose weights were kept."""
+    cross_entropy: float
+    """Validation cross-entropy of the kept weights, nats per target token."""
+    untrained_cross_entropy: float
+    """The same before the first step."""
+    stopped_early: bool
+    """Whether patience ran out before the schedule did."""
+    parameters: int
+    """Weights, tied ones once."""
+    trained_tokens: int
+    """Tokens that went through training passes, prompts included, padding excluded."""
+    train_rows: int
+    """Sequences trained on."""
+    dropped_rows: int
+    """Training rows without a target within ``max_length``."""
+    history: list[dict[str, float]]
+    """By step: train_loss, learning_rate, gradient_norm and, where evaluated, cross_entropy."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
