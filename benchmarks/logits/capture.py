@@ -15,28 +15,43 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import torch
 from transformers import PreTrainedModel
 
-from angelshare.data.sequences import EncodedRow, encode_table
+from angelshare.data.sequences import Encoded, EncodedRow
 from angelshare.teacher.cache import CacheInfo
 from angelshare.teacher.codecs import codec_of
 from angelshare.teacher.logits import Head, _capture_batch, _captured, _windows, _write_behind
-from angelshare.teacher.models import load_causal_lm, load_tokenizer
-from angelshare.teacher.settings import CaptureSettings
+from angelshare.teacher.settings import CaptureSettings, RskdSettings, TopkTailSettings
+
+CODECS = {
+    "topk_tail": CaptureSettings(codec=TopkTailSettings(top_k=100, top_p=0.98)),
+    "rskd": CaptureSettings(codec=RskdSettings(samples=50)),
+}
+
+
+def random_rows(count: int, length: int, vocab_size: int) -> list[EncodedRow]:
+    """Sequences of which every token but the first is a target: the most that a capture can do."""
+    ids_BL = torch.randint(vocab_size, (count, length), generator=torch.Generator().manual_seed(0))
+    targets = [False] + [True] * (length - 1)
+    return [
+        EncodedRow(f"row-{place:05d}", Encoded(input_ids=ids, targets=targets, sha256=bytes(32)))
+        for place, ids in enumerate(ids_BL.tolist())
+    ]
 
 
 def capture(
-    model_dir: Path, table: pa.Table, settings: dict[str, CaptureSettings], repeats: int = 3
+    model: PreTrainedModel,
+    rows: Sequence[EncodedRow],
+    vocab_size: int,
+    settings: dict[str, CaptureSettings],
+    repeats: int = 3,
 ) -> dict[str, Any]:
     """Seconds, tokens per second and the overhead over both bare passes."""
-    tokenizer, model = load_tokenizer(model_dir), load_causal_lm(model_dir)
     some = next(iter(settings.values()))
-    rows = encode_table(table, tokenizer, some.max_length)
     lengths = [len(row.encoded.input_ids) for row in rows]
     windows = _windows(lengths, some.batch_tokens)
-    head = Head(model, len(tokenizer))
+    head = Head(model, vocab_size)
     contenders: dict[str, Callable[[], None]] = {
         "base": lambda: _forward(model.base_model, model, rows, windows),
         "forward": lambda: _forward(model, model, rows, windows),
@@ -52,6 +67,10 @@ def capture(
                 seconds[name] = min(seconds[name], time.perf_counter() - begin)
     tokens, targets = sum(lengths), sum(sum(row.encoded.targets) for row in rows)
     return {
+        "layers": model.config.num_hidden_layers,
+        "hidden": model.config.hidden_size,
+        "vocab": vocab_size,
+        "device": model.device.type,
         "tokens": tokens,
         "targets": targets,
         "base_s": seconds["base"],

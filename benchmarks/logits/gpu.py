@@ -4,7 +4,8 @@
 
 First the fused loss is compared with float64 on the CPU, so that its figures are of a loss that is
 right; then time and memory of the loss alone (`loss`) and of a step of 1B and 7B students (`step`),
-the latter's with gradient checkpointing and without an optimizer.
+the latter's with gradient checkpointing and without an optimizer, and `capture` by both as teachers
+beside their bare forward passes (the target is 5 %).
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks.logits.capture import CODECS, capture, random_rows
 from benchmarks.logits.loss import Sizes, World, loss
-from benchmarks.logits.step import OLMO2_1B, OLMO2_7B, random_model, steps
+from benchmarks.logits.step import OLMO2_1B, OLMO2_7B, VOCAB, random_model, steps
 
 from angelshare.student.fused import head_loss
 from angelshare.student.settings import LossSettings
@@ -66,6 +68,19 @@ def model_steps(rows: int, length: int, repeats: int) -> dict[str, Any]:
     return found
 
 
+def captures(rows: int, length: int, repeats: int) -> dict[str, Any]:
+    """Captures by both shapes, every token but a row's first a target."""
+    found = {}
+    for name, shape in SHAPES.items():
+        model = random_model(shape, "cuda", torch.bfloat16).eval()
+        data = random_rows(8 * rows, length, VOCAB)
+        found[name] = capture(model, data, VOCAB, CODECS, repeats)
+        del model
+        gc.collect()
+        torch.cuda.empty_cache()
+    return found
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
@@ -82,6 +97,7 @@ def main() -> None:
             for count in (1024, tokens)
         ],
         "step": model_steps(options.rows, options.length, options.repeats),
+        "capture": captures(options.rows, options.length, options.repeats),
     }
     text = json.dumps(result, indent=1)
     print(text)

@@ -1,4 +1,4 @@
-"""Reading a cache in random order: tokens per second, what one row costs, and opening."""
+"""Reading a cache in random order: tokens per second, opening, and what a training waits for it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from torch.utils.data import DataLoader, Dataset, RandomSampler
+from transformers import Olmo2ForCausalLM
 
 from angelshare.data.sequences import Encoded
 from angelshare.student.dataset import Example, TeacherTargets, collator
+from angelshare.student.losses import at_temperature
+from angelshare.student.settings import LossSettings
+from angelshare.student.train import BATCHES_AHEAD
+from angelshare.student.trainer import TargetLoss
 from angelshare.teacher.cache import LogitCache
 
 
@@ -55,10 +61,80 @@ def _example(cache: LogitCache, number: int) -> Example:
         kept=row.kept,
         token_ids=row.token_ids,
         logits=row.logits,
-        log_partition=row.log_partition[:, 0],
+        log_partition=row.log_partition[:, cache.info.temperatures.index(1.0)],
         tail=cache.info.codec.tail,
     )
     return Example(encoded, teacher)
+
+
+class CachedRows(Dataset[Example]):
+    """A cache's rows as training examples; the tokens before the targets are left out."""
+
+    def __init__(self, cache: LogitCache) -> None:
+        self.cache = cache
+
+    def __len__(self) -> int:
+        return len(self.cache)
+
+    def __getitem__(self, index: int) -> Example:
+        return _example(self.cache, index)
+
+
+def waiting(
+    paths: Sequence[Path],
+    model: Olmo2ForCausalLM,
+    *,
+    in_memory: bool,
+    batch_size: int = 8,
+    steps: int = 5,
+) -> dict[str, Any]:
+    """Seconds of a training's steps and, of these, until the loader gave the next batch.
+
+    The loader is a trainer's: in this process where the cache stays in memory, otherwise a process
+    that reads ahead, from a cache of which a single row group stays. A step is forward, loss and
+    backward; the first, in which processes start and caches fill, is not counted.
+    """
+    cache = LogitCache(paths, None if in_memory else 0)
+    workers = 0 if cache.stays_in_memory else 1
+    loader = DataLoader(
+        CachedRows(cache),
+        batch_size,
+        sampler=RandomSampler(cache, num_samples=batch_size * (steps + 1)),
+        collate_fn=collator(0),
+        num_workers=workers,
+        prefetch_factor=BATCHES_AHEAD if workers else None,
+    )
+    choice = LossSettings(alpha=0.2)
+    waited, worked, tokens = [], [], []
+    batches = iter(loader)
+    for _ in range(steps + 1):
+        began = time.perf_counter()
+        batch = next(batches)
+        got = time.perf_counter()
+        model.zero_grad(set_to_none=True)
+        teacher = at_temperature(
+            batch["teacher_ids"],
+            batch["teacher_logits"],
+            batch["teacher_log_partition"],
+            choice.temperature,
+            tail=batch["teacher_tail"],
+        )
+        loss_of = TargetLoss(batch["labels"], teacher, choice, cache.info.vocab_size)
+        sums = model(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], loss_of=loss_of
+        )
+        sums.loss.backward()
+        tokens.append(int(batch["attention_mask"].sum()))
+        waited.append(got - began)
+        worked.append(time.perf_counter() - got)
+    return {
+        "parameters": model.num_parameters(),
+        "workers": workers,
+        "tokens": sum(tokens[1:]) / steps,
+        "wait_s": sum(waited[1:]) / steps,
+        "step_s": sum(worked[1:]) / steps,
+        "share": sum(waited[1:]) / (sum(waited[1:]) + sum(worked[1:])),
+    }
 
 
 def amplification(paths: Sequence[Path]) -> float:

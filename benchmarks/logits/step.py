@@ -43,10 +43,9 @@ OLMO2_7B = {
 
 
 def random_model(shape: dict[str, int], device: str, dtype: torch.dtype) -> Olmo2ForCausalLM:
-    """A model of this shape, untied as OLMo-2's are."""
+    """A model of this shape, untied as OLMo-2's are; of ``VOCAB`` tokens unless it says."""
     config = Olmo2Config(
-        **shape,
-        vocab_size=VOCAB,
+        **{"vocab_size": VOCAB, **shape},
         max_position_embeddings=4096,
         tie_word_embeddings=False,
         use_cache=False,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from angelshare.teacher.codecs.rows import CachedTargets
 from .teachers import PROMPT_PER_TARGET
 
 PAPER_K = 100
+Captures = Mapping[str, tuple[Sequence[CachedTargets], CacheInfo]]
 
 
 def file_bytes(rows: Sequence[CachedTargets], info: CacheInfo) -> dict[str, Any]:
@@ -77,7 +78,7 @@ def _entropy_bytes(values: np.ndarray) -> float:
     return float(-(counts * np.log2(counts / counts.sum())).sum() / 8)
 
 
-def storage(captures: dict[str, tuple[Sequence[CachedTargets], CacheInfo]]) -> dict[str, Any]:
+def storage(captures: Captures) -> dict[str, Any]:
     """Bytes of each capture; the one named ``top 100`` is what the paper stores."""
     paper = paper_bytes(captures["top 100"][0])
     found: dict[str, Any] = {

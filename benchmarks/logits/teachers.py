@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -26,6 +27,8 @@ from angelshare.teacher.settings import CaptureSettings
 VOCABULARY, TARGETS_PER_ROW, PROMPT_PER_TARGET = 100_278, 128, 4.72
 """The last is the prompt and padding positions per target at which the paper's harness stores
 1,621 bytes a position and 9,275 per target token."""
+LIKELY_IDS = 4000
+"""The ids that may stand out at a position."""
 
 
 def synthetic_logits(positions: int, seed: int) -> Tensor:
@@ -35,7 +38,7 @@ def synthetic_logits(positions: int, seed: int) -> Tensor:
     logits_NV = prior_V + torch.randn(positions, VOCABULARY, generator=draw)
     logits_NV *= 1.05 + 0.8 * torch.rand(positions, 1, generator=draw)
     # A few candidates stand out by some nats, as the next token of real text does.
-    likely_N8 = torch.randint(0, 4000, (positions, 8), generator=draw)
+    likely_N8 = torch.randint(0, LIKELY_IDS, (positions, 8), generator=draw)
     return logits_NV.scatter_add_(
         1, likely_N8, 1 + 8 * torch.randn(positions, 8, generator=draw).abs()
     )
@@ -62,30 +65,40 @@ def _encoded(row_id: str) -> Encoded:
     )
 
 
-def synthetic_rows(rows: int, settings: CaptureSettings) -> tuple[list[CachedTargets], CacheInfo]:
-    """Captured rows of the made-up teacher, by the same code that captures a real one."""
-    made: list[CachedTargets] = []
+def synthetic_rows(
+    rows: int, settings: Mapping[str, CaptureSettings]
+) -> dict[str, tuple[list[CachedTargets], CacheInfo]]:
+    """By name, captured rows of the made-up teacher, by the same code that captures a real one."""
+    made: dict[str, list[CachedTargets]] = {name: [] for name in settings}
     for number in range(rows):
         row_id = f"row-{number:05d}"
         row = EncodedRow(row_id, _encoded(row_id))
-        uniform_N = _uniform([row], settings)
         logits_NV = synthetic_logits(TARGETS_PER_ROW, number)
         gold_N = logits_NV.argmax(1)
-        pieces = [
-            _selected(logits, gold_N[at : at + 4], uniform_N[at : at + 4], settings)
-            for at, logits in zip(range(0, len(gold_N), 4), logits_NV.split(4), strict=True)
-        ]
-        joined = OnItsWay({name: torch.cat([one[name] for one in pieces]) for name in pieces[0]})
-        made.extend(_split([row], joined.arrays(), settings))
-    info = CacheInfo(
-        codec=codec_of(settings.codec),
-        temperatures=settings.temperatures,
-        vocab_size=VOCABULARY,
-        tokenizer_sha256="synthetic",
-        sequences=len(made),
-        targets=sum(len(row.kept) for row in made),
-    )
-    return made, info
+        for name, one in settings.items():
+            uniform_N = _uniform([row], one)
+            pieces = [
+                _selected(logits.clone(), gold_N[at : at + 4], uniform_N[at : at + 4], one)
+                for at, logits in zip(range(0, len(gold_N), 4), logits_NV.split(4), strict=True)
+            ]
+            joined = OnItsWay(
+                {key: torch.cat([piece[key] for piece in pieces]) for key in pieces[0]}
+            )
+            made[name].extend(_split([row], joined.arrays(), one))
+    return {
+        name: (
+            made[name],
+            CacheInfo(
+                codec=codec_of(one.codec),
+                temperatures=one.temperatures,
+                vocab_size=VOCABULARY,
+                tokenizer_sha256="synthetic",
+                sequences=rows,
+                targets=rows * TARGETS_PER_ROW,
+            ),
+        )
+        for name, one in settings.items()
+    }
 
 
 def read_table(path: Path, limit: int) -> pa.Table:
