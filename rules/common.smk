@@ -20,7 +20,7 @@ from angelshare.errors import AngelshareError
 from angelshare.grid import ArtifactPlan, plan_study
 from angelshare.overview import overview
 from angelshare.planning import workflow as planning
-from angelshare.recipes import canonical
+from angelshare.recipes import canonical, make_recipe
 from angelshare.reuse import offers_for, sources
 from angelshare.revisions import require_resolved, unresolved
 from angelshare.store.gc import register
@@ -228,7 +228,7 @@ def run_recipe(wildcards) -> dict:
 def evaluation_recipe(wildcards) -> dict:
     """What decides a score besides the student: the evaluation settings and the dataset."""
     dataset = STUDY.runs[wildcards.run].inputs["dataset"]
-    return canonical({"dataset": dataset.key, "evaluation": STUDY.evaluation})
+    return make_recipe("evaluation", dataset=dataset.key, evaluation=STUDY.evaluation)
 
 
 def accounting_recipe(wildcards) -> dict:
@@ -240,6 +240,7 @@ def accounting_recipe(wildcards) -> dict:
         {
             "runs": sorted(STUDY.runs),
             "accounting": CONFIG.accounting.model_dump(),
+            "counts": CONFIG.evaluation.counts,
             "foreign_consumers": ARTIFACTS.foreign_consumers(team, artifacts),
         }
     )

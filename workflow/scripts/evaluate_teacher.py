@@ -9,9 +9,11 @@ def main(job: PartJob) -> None:
     """Evaluate the teacher as the students are, and commit its scores."""
     # Imported inside the window: loading torch and the harness costs energy too.
     from angelshare.evaluation.harness import evaluate_model
+    from angelshare.evaluation.phases import PhaseClock
 
     context = job.context
     dataset = job.plan.inputs.get("dataset")
+    phases = PhaseClock(context.window.phase)
     with context.teacher(job.plan) as (model, options):
         scores = evaluate_model(
             model,
@@ -19,9 +21,11 @@ def main(job: PartJob) -> None:
             context.rows(dataset, ["test"]) if dataset else None,
             context.report,
             context.window.count,
-            phase=context.window.phase,
+            phase=phases,
             **options,
         )
+    for line in phases.unresolved(context.config.energy.period_s):
+        context.window.warn("short_phases", line)
     path = context.scratch / "scores.json"
     publish_json(path, [score.to_json() for score in scores])
     job.commit({path.name: path}, rows=len(scores))

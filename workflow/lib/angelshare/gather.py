@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from angelshare.accounting import study as accounting
 from angelshare.config import Config
 from angelshare.energy.attempts import close_dead
+from angelshare.errors import AngelshareError
+from angelshare.evaluation.scores import benchmark_of, counted
 from angelshare.files import read_json
 from angelshare.grid import ArtifactPlan, RunPlan, Study
 from angelshare.planning.stored import stored_predictions
 from angelshare.store.artifacts import ArtifactStore
 from angelshare.store.changes import Contents
 from angelshare.store.consumers import consumer_id
+
+ScoreRecord = Mapping[str, Any]
+"""A `angelshare.evaluation.scores.Score` as plain values."""
 
 UNCHARGED_KINDS = frozenset({"model"})
 """The embedded teacher's own training: stated apart, like a real teacher's pretraining."""
@@ -40,9 +45,10 @@ def gather(config: Config, study: Study, store: ArtifactStore) -> accounting.Stu
                 tokens=training["trained_tokens"],
                 parameters=training["parameters"],
                 teacher_scores=("scores", run.scores.key) if run.scores else None,
+                inference_batch_size=config.evaluation.batch_size,
             )
         )
-        scores.extend(_scores(run, results, teacher_scores))
+        scores.extend(_scores(run, config, teacher_scores))
         scores.append(
             accounting.Score(
                 run=run.name,
@@ -95,11 +101,11 @@ def unrecorded(study: Study, store: ArtifactStore) -> list[ArtifactPlan]:
     ]
 
 
-def _teacher_scores(study: Study, store: ArtifactStore) -> dict[str, dict[str, float]]:
+def _teacher_scores(study: Study, store: ArtifactStore) -> dict[str, dict[str, ScoreRecord]]:
     """Each teacher evaluation's scores by benchmark, by the key of its artifact."""
     return {
         key: {
-            _benchmark(record): record["value"]
+            benchmark_of(record): record
             for path in store.artifact(plan.kind, key).paths()
             for record in read_json(path)
         }
@@ -108,27 +114,34 @@ def _teacher_scores(study: Study, store: ArtifactStore) -> dict[str, dict[str, f
     }
 
 
-def _benchmark(record: dict[str, Any]) -> str:
-    """The column a score goes to: task, metric and, where there is one, the answer filter."""
-    parts = [record["task"], record["metric"], record["filter"]]
-    return "_".join(part.replace("-", "_") for part in parts if part != "none")
-
-
 def _scores(
-    run: RunPlan, results: Path, teacher_scores: dict[str, dict[str, float]]
+    run: RunPlan, config: Config, teacher_scores: dict[str, dict[str, ScoreRecord]]
 ) -> list[accounting.Score]:
     teacher = teacher_scores[run.scores.key] if run.scores else {}
+    records = read_json(Path(config.results, "scores", f"{run.name}.json"))
+    in_quality = counted(records, config.evaluation.tasks)
     return [
         accounting.Score(
             run=run.name,
-            benchmark=_benchmark(record),
+            benchmark=(name := benchmark_of(record)),
             score=record["value"],
             stderr=record["stderr"],
-            teacher_score=teacher.get(_benchmark(record)),
-            in_quality=record["higher_is_better"],
+            teacher_score=_same_problems(run, record, teacher[name]) if name in teacher else None,
+            in_quality=name in in_quality,
         )
-        for record in read_json(results / "scores" / f"{run.name}.json")
+        for record in records
     ]
+
+
+def _same_problems(run: RunPlan, student: ScoreRecord, teacher: ScoreRecord) -> float:
+    """The teacher's score; `AngelshareError` where it was asked other problems."""
+    if student["problems_sha256"] != teacher["problems_sha256"]:
+        raise AngelshareError(
+            f"{run.name} and its teacher were asked different problems of {student['task']} (its "
+            f"data changed meanwhile): remove scores/{run.name}.finished.json under the results, "
+            "and the teacher's scores where they are the older ones"
+        )
+    return float(teacher["value"])
 
 
 def _artifacts(

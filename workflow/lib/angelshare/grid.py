@@ -24,7 +24,6 @@ from angelshare.config import (
     training_of,
 )
 from angelshare.data.settings import AnswerFilter, DataSource
-from angelshare.evaluation.settings import OWN_TASKS
 from angelshare.fingerprints import Fingerprints
 from angelshare.recipes import Recipe, make_recipe, recipe_key
 from angelshare.settings import Settings
@@ -316,7 +315,7 @@ class _Planner:
     def scores(self, dataset: str, teacher: str) -> ArtifactPlan:
         """The teacher's scores; one artifact for all datasets unless a task asks one of them."""
         inputs, named = self.teacher(teacher)
-        own = OWN_TASKS.intersection(self.config.evaluation.tasks)
+        own = self.config.evaluation.own_tasks
         return self.artifact(
             "scores",
             teacher,

@@ -29,7 +29,7 @@ _TAKEN = frozenset(
     | {"note", "datasets", "benchmarks_missing", "co2e_g", "j_per_token", "view", "energy_j"}
     | {"private_j", "teacher_j", "wasted_j", "inference_j_per_token", "teacher_share_j"}
     | {"prefill_j_per_token", "decode_j_per_token", "teacher_inference_j_per_token"}
-    | {"om_perf", "eff_overall"}
+    | {"om_perf", "eff_overall", "inference_batch_size"}
     | {f"{view}_{what}" for view in VIEWS for what in ("j", "low_j", "high_j", "co2e_g")}
 )
 
@@ -95,6 +95,7 @@ def run_table(
     spread = [f"{view}_{what}" for view in VIEWS for what in ("low_j", "high_j", "j_per_token")]
     rest = ["student_only_co2e_g", "amortized_co2e_g", "private_j", "teacher_j", "teacher_share_j"]
     own_columns = ["wasted_j", "inference_j_per_token", "unresolved_attempts", "parameters"]
+    own_columns += ["inference_batch_size"]
     frame = with_efficiency(frame, study, attempts)
     return frame.select(*first, *core, *scores, *spread, *rest, *own_columns, *EFFICIENCY_COLUMNS)
 
@@ -118,6 +119,7 @@ def _described(study: Study) -> pl.DataFrame:
     ]
     columns["tokens"] = [run.tokens for run in study.runs]
     columns["parameters"] = [run.parameters for run in study.runs]
+    columns["inference_batch_size"] = [run.inference_batch_size for run in study.runs]
     schema = dict.fromkeys((*RUN_COLUMNS[:-1], "setting"), pl.String)
     return pl.DataFrame(
         columns,
@@ -126,6 +128,7 @@ def _described(study: Study) -> pl.DataFrame:
             "seed": pl.Int64,
             "tokens": pl.Int64,
             "parameters": pl.Int64,
+            "inference_batch_size": pl.Int64,
             "distilled": pl.Boolean,
         },
     )

@@ -67,7 +67,8 @@ class Run:
 
     `artifacts` are all shared artifacts it stands on, direct and indirect; `tokens` the tokens it
     was trained on; `parameters`, where known, orders students by size; `teacher_scores` names the
-    artifact that its scores are compared with, whether or not it is on the run's bill.
+    artifact that its scores are compared with, whether or not it is on the run's bill;
+    `inference_batch_size` is how many requests its evaluation answered at once.
     """
 
     run: str
@@ -80,6 +81,7 @@ class Run:
     tokens: int = 0
     parameters: int | None = None
     teacher_scores: tuple[str, str] | None = None
+    inference_batch_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

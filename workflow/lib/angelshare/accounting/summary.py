@@ -76,6 +76,8 @@ def _row(
         group["teacher_share_j"].mean(),
     )
     row["wasted_j"], row["parameters"] = group["wasted_j"].sum(), group["parameters"][0]
+    sizes = set(group["inference_batch_size"].drop_nulls())
+    row["inference_batch_size"] = sizes.pop() if len(sizes) == 1 else None
     row["note"] = _note(group)
     return row
 

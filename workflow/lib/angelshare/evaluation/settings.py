@@ -1,10 +1,11 @@
-"""Settings of the evaluation stage: which tasks, asked how."""
+"""Settings of the evaluation stage: which tasks, asked how, by which engine."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from angelshare.settings import Settings
 
@@ -13,19 +14,47 @@ OWN_TASKS = frozenset(path.stem for path in TASKS_FOLDER.glob("*.yaml"))
 """Tasks of this project's own; they ask the test split of a run's dataset."""
 
 
+class TaskSettings(Settings):
+    """One task of lm-evaluation-harness; what is null here is as ``evaluation`` says."""
+
+    task: str = Field(min_length=1)
+    """The harness's name of a task or group: this project's ``word_problems``, one in
+    ``task_folder``, or any of the harness's own (``gsm8k``, ``mmlu``, ``ifeval``, ``bbh``, …)."""
+    few_shot: int | None = Field(default=None, ge=0)
+    """Examples before each question."""
+    limit: int | None = Field(default=None, gt=0)
+    """Only the first problems, of each subtask where the task is a group."""
+    chat_template: bool | None = None
+    """Whether prompts go through the tokenizer's chat template."""
+    max_gen_toks: int | None = Field(default=None, gt=0)
+    """Tokens an answer may have."""
+    metric: str | None = None
+    """The metric that quality counts (``exact_match``, ``acc_norm``); null: the task's first."""
+    filter: str | None = None
+    """The answer filter that quality counts (``strict-match``, ``flexible-extract``); null: the
+    first."""
+
+
+def _named(value: Any) -> Any:
+    return {"task": value} if isinstance(value, str) else value
+
+
 class EvaluationSettings(Settings):
     """How a model is scored through lm-evaluation-harness; greedy unless a task says otherwise."""
 
-    execution = frozenset({"batch_size", "task_folder"})
-
-    tasks: list[str] = Field(default=["word_problems"], min_length=1)
-    """Harness task names: this project's ``word_problems`` or any of the harness's own
-    (``gsm8k``, ``mmlu``, ``ifeval``, …)."""
+    tasks: list[Annotated[TaskSettings, BeforeValidator(_named, json_schema_input_type=Any)]] = (
+        Field(default=[TaskSettings(task="word_problems")], min_length=1)
+    )
+    """The tasks: a name, or a name with settings of its own. Every metric of a task is recorded;
+    quality counts one of them."""
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """The harness's back end. With ``vllm`` prefill and decode share batches, so their energy is
+    not told apart."""
     task_folder: str | None = None
     """A folder of further harness tasks (YAML files and their data). Recipes know it by the content
     of its files."""
     batch_size: int = Field(default=1, gt=0)
-    """Requests of one forward pass."""
+    """Requests of one forward pass; with ``vllm`` the most sequences in flight."""
     max_gen_toks: int | None = Field(default=None, gt=0)
     """Tokens an answer may have; null leaves it to the task."""
     few_shot: int | None = Field(default=None, ge=0)
@@ -34,3 +63,37 @@ class EvaluationSettings(Settings):
     """Whether prompts go through the tokenizer's chat template."""
     limit: int | None = Field(default=None, gt=0)
     """Only the first problems of each task: for trying things out, not for scores."""
+
+    @model_validator(mode="after")
+    def _asked_once(self) -> EvaluationSettings:
+        names = [task.task for task in self.tasks]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"tasks name {twice[0]} twice: one entry each")
+        return self
+
+    @property
+    def own_tasks(self) -> list[str]:
+        """The tasks among these that ask the test split of a run's dataset."""
+        return [task.task for task in self.tasks if task.task in OWN_TASKS]
+
+    def resolved(self) -> list[TaskSettings]:
+        """The tasks with nothing left to this section's defaults."""
+        common = {name: getattr(self, name) for name in _COMMON}
+        return [
+            TaskSettings.model_validate(common | task.model_dump(exclude_none=True))
+            for task in self.tasks
+        ]
+
+    @property
+    def counts(self) -> dict[str, list[str | None]]:
+        """The metric and filter of each task that quality counts."""
+        return {task.task: [task.metric, task.filter] for task in self.tasks}
+
+    def identity(self) -> dict[str, Any]:
+        """What decides a score: the tasks as they are asked, wherever that was said."""
+        tasks = [task.model_dump(exclude=set(_COUNTED)) for task in self.resolved()]
+        return {"tasks": tasks, "engine": self.engine}
+
+
+_COMMON = ("few_shot", "limit", "chat_template", "max_gen_toks")
+_COUNTED = ("metric", "filter")

@@ -276,14 +276,14 @@ class WorkList:
         """
         settings = self.config.evaluation
         rows, tokens = 0.0, Range.exactly(0.0)
-        for task in settings.tasks:
-            if task in OWN_TASKS and dataset is not None:
+        for task in settings.resolved():
+            if task.task in OWN_TASKS and dataset is not None:
                 count = self.config.datasets[dataset.name].test
-                each = _ASSUMED.scaled(2.0 * (settings.max_gen_toks or 64))
+                each = _ASSUMED.scaled(2.0 * (task.max_gen_toks or 64))
             else:
-                known = next((name for name in _TASKS if task.startswith(name)), None)
+                known = next((name for name in _TASKS if task.task.startswith(name)), None)
                 count, each = _TASKS[known] if known else _OTHER_TASK
-            count = min(count, settings.limit or count)
+            count = min(count, task.limit or count)
             rows += count
             tokens = Range(*(a + count * b for a, b in zip(tokens, each, strict=True)))
         return rows, tokens.scaled(1.0 / rows) if rows else Range.exactly(0.0)

