@@ -31,6 +31,7 @@ from angelshare.data.tables import in_splits
 from angelshare.data.tokenizer import problem_tokenizer, save_tokenizer
 from angelshare.evaluation.harness import evaluate_model
 from angelshare.evaluation.settings import EvaluationSettings
+from angelshare.student.requests import TrainRequest
 from angelshare.student.settings import (
     LossSettings,
     OptimizerSettings,
@@ -39,7 +40,7 @@ from angelshare.student.settings import (
     StoppingSettings,
     TrainingSettings,
 )
-from angelshare.student.train import TrainRequest, train_student
+from angelshare.student.train import train_student
 from angelshare.teacher.cache import LogitCache
 from angelshare.teacher.demo import train_demo_teacher
 from angelshare.teacher.logits import capture_logits

@@ -40,13 +40,14 @@ def fingerprints(folder: Path) -> dict[str, dict[str, float | str]]:
     from angelshare.data.tokenizer import problem_tokenizer, save_tokenizer, tokenizer_digest
     from angelshare.evaluation.harness import evaluate_model
     from angelshare.evaluation.settings import EvaluationSettings
+    from angelshare.student.requests import TrainRequest
     from angelshare.student.settings import (
         LossSettings,
         OptimizerSettings,
         ScratchStudent,
         TrainingSettings,
     )
-    from angelshare.student.train import TrainRequest, train_student
+    from angelshare.student.train import train_student
     from angelshare.teacher.cache import LogitCache
     from angelshare.teacher.demo import train_demo_teacher
     from angelshare.teacher.generate import generate_corpus

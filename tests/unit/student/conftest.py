@@ -17,13 +17,13 @@ from angelshare.data.settings import WordProblems
 from angelshare.data.tables import in_splits
 from angelshare.data.tokenizer import save_tokenizer, tokenizer_digest, train_tokenizer
 from angelshare.student.dataset import EncodedDataset
+from angelshare.student.requests import TrainRequest
 from angelshare.student.settings import (
     LossSettings,
     OptimizerSettings,
     ScratchStudent,
     TrainingSettings,
 )
-from angelshare.student.train import TrainRequest
 from angelshare.teacher.cache import CacheInfo, write_cache
 from angelshare.teacher.codecs.rows import CachedTargets
 from angelshare.teacher.codecs.topk_tail import TopkTail

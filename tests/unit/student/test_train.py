@@ -17,8 +17,9 @@ from angelshare.data.tables import in_splits
 from angelshare.errors import AngelshareError
 from angelshare.student import train as train_module
 from angelshare.student.callbacks import Interrupted, stale_evaluations
+from angelshare.student.requests import TrainRequest, TrainResult
 from angelshare.student.settings import LossSettings, PretrainedStudent, StoppingSettings
-from angelshare.student.train import TrainRequest, TrainResult, train_student
+from angelshare.student.train import train_student
 from angelshare.student.trainer import StudentTrainer
 from angelshare.teacher.cache import LogitCache
 from angelshare.teacher.models import load_causal_lm, load_tokenizer

@@ -110,8 +110,12 @@ class Interruption(TrainerCallback):
 class Bookkeeping(TrainerCallback):
     """Reports work as it is done: trained and evaluated tokens (no padding), samples, steps."""
 
-    def __init__(self, count: Count, train_rows: int, validation_tokens: int) -> None:
-        self.count, self.train_rows, self.validation_tokens = count, train_rows, validation_tokens
+    def __init__(
+        self, count: Count, train_rows: int, step_rows: int, validation_tokens: int
+    ) -> None:
+        """``step_rows``: of a whole optimizer step; the last one of an epoch has what is left."""
+        self.count, self.validation_tokens = count, validation_tokens
+        self.train_rows, self.step_rows = train_rows, step_rows
         self.tokens = self.samples = 0
 
     def on_train_begin(
@@ -135,7 +139,8 @@ class Bookkeeping(TrainerCallback):
         self.count(evaluated=self.validation_tokens)
 
     def _samples(self, state: TrainerState) -> int:
-        return round((state.epoch or 0) * self.train_rows)
+        epochs, steps = divmod(state.global_step, math.ceil(self.train_rows / self.step_rows))
+        return epochs * self.train_rows + steps * self.step_rows
 
 
 class Reporting(TrainerCallback):

@@ -126,7 +126,7 @@ def _follow(
     stop: Callable[[], bool],
 ) -> int:
     """Pass on what is said, both ways, until the agents have ended; their exit status."""
-    asked = False
+    asked, interrupted = False, ""
     try:
         while True:
             ended = agents.poll() is not None
@@ -136,7 +136,9 @@ def _follow(
                 elif "count" in event:
                     count(**event["count"])
                 else:
-                    raise Interrupted(event["interrupted"])
+                    interrupted = event["interrupted"]
+            if ended and interrupted:
+                raise Interrupted(interrupted)
             if ended:
                 return agents.returncode
             if stop() and not asked:

@@ -20,12 +20,12 @@ MUON_MOMENTUM = 0.95
 class _WholeSteps(torch.optim.Optimizer):
     """Steps that need a whole matrix, also on parameters that several processes share.
 
-    Means over rows and columns, or an orthogonal factor, are not those of the parts. So each process
-    gathers one parameter after the other with its gradient and state, makes the same step as a
-    single process would, and keeps its part.
+    Means over rows and columns, or an orthogonal factor, are not those of the parts. So each
+    process gathers one parameter after the other with its gradient and state, makes the same step
+    as a single process would, and keeps its part.
     """
 
-    alone: type[torch.optim.Optimizer]
+    alone: Callable[..., torch.optim.Optimizer]
     """The optimizer of whole parameters."""
 
     @torch.no_grad()

@@ -39,7 +39,7 @@ class Ranks:
         return bool(answer)
 
     def from_first(self, make: Callable[[], Value]) -> Value:
-        """What ``make`` returns in the first process, which alone calls it; all of them must ask."""
+        """What ``make`` returns in the first process, which alone calls it; all must ask."""
         made: list[Any] = [make() if self.is_first else None]
         if self.world > 1:
             dist.broadcast_object_list(made, src=0, group=self.group)

@@ -64,8 +64,9 @@ def train_student(
 
     Deterministic on one machine for a given number of threads. ``stop`` is asked after every
     optimizer step. With several ``ranks`` all of them call this; their number changes results by
-    rounding alone, and the first publishes. Raises ``AngelshareError`` for data that does not fit the cache, the tokenizer
-    or the settings, and for a loss that is not finite; ``Interrupted`` after a stop.
+    rounding alone, and the first publishes. Raises ``AngelshareError`` for data that does not fit
+    the cache, the tokenizer or the settings, and for a loss that is not finite; ``Interrupted``
+    after a stop.
     """
     with without_progress_bars():
         return _train(request, progress, count, stop, ranks)
@@ -94,7 +95,8 @@ def _train(
     ):
         trainer = _trainer(request, tokenizer, model, (train, validation), max_steps, ranks)
         trainer.args.eval_on_start = resume is None
-        trainer.add_callback(Bookkeeping(count, len(train), _tokens(validation)))
+        step_rows = request.training.batch_size * request.training.accumulation
+        trainer.add_callback(Bookkeeping(count, len(train), step_rows, _tokens(validation)))
         trainer.add_callback(Reporting(progress))
         trainer.add_callback(Interruption(lambda: ranks.any(stop())))
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)

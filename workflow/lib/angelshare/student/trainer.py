@@ -32,6 +32,11 @@ from angelshare.teacher.models import load_causal_lm
 class StudentTrainer(Trainer):
     """The Trainer with the loss of `fused` on target positions."""
 
+    model: Any
+    optimizer: Any
+    lr_scheduler: Any
+    train_dataset: Any
+
     def __init__(
         self,
         model: PreTrainedModel | nn.Module,
@@ -75,7 +80,7 @@ class StudentTrainer(Trainer):
         return self.optimizer
 
     def get_train_dataloader(self) -> PassLoader:
-        """This process's passes, in the order that does not depend on how many processes there are."""
+        """This process's passes, in an order that is the same for any number of processes."""
         args, rows = self.args, self.train_dataset
         passes = Passes(
             len(rows),
@@ -83,7 +88,7 @@ class StudentTrainer(Trainer):
             accumulation=args.gradient_accumulation_steps,
             rank=args.process_index,
             world=args.world_size,
-            seed=args.data_seed,
+            seed=args.seed,
         )
         return PassLoader(
             WithNothing(rows),
