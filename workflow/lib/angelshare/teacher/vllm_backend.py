@@ -62,7 +62,7 @@ def start_engine(
 
     ``AngelshareError`` if vLLM is not installed.
     """
-    vllm = import_vllm(key)
+    installed = import_vllm(key)
     on_cpu = default_device() == "cpu"
     engine: vllm.LLM = vllm.LLM(
         model=str(model),
