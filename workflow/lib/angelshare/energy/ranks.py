@@ -143,8 +143,11 @@ def _pooled(looks: Sequence[Look]) -> _Pool:
             part = _the(parts_of(_chained(cluster)), key)
             suffix = f":{number + 1}" if number else ""
             parts.append(_placed(part, cluster[0], looks[0], suffix))
+    numbered = Counter(look.run.rank for look in looks)
     for look, part in own:
-        rank = look.run.rank if look.run.rank is not None else look.id
+        # A job's own step and the one that it starts beside it both begin at rank 0.
+        alone = look.run.rank is not None and numbered[look.run.rank] == 1
+        rank = look.run.rank if alone else look.id
         parts.append(_placed(part, look, looks[0], f":{rank}"))
     return _Pool(parts, [(key, look.id) for key, seen in shared.items() for look in seen])
 
