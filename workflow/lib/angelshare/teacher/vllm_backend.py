@@ -64,7 +64,7 @@ def start_engine(
     """
     installed = import_vllm(key)
     on_cpu = default_device() == "cpu"
-    engine: vllm.LLM = vllm.LLM(
+    engine: vllm.LLM = installed.LLM(
         model=str(model),
         revision=revision,
         tokenizer_revision=revision,
