@@ -345,7 +345,7 @@ class PartJob:
         if self._journal is None:
             made_from = digest("angelshare/journal", self._inputs())
             folder = self.artifact.folder / UNFINISHED / f"{self.part:05d}"
-            self._journal = Journal(folder, made_from)
+            self._journal = Journal(folder, made_from, self.context.checks.join)
         return self._journal
 
     def _inputs(self) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """What a job finished of a part that it did not finish: kept, and taken up by the next attempt.
 
 A part is made by one job and committed as a whole. Long work inside it, such as the answers to its
-prompts, comes in pieces; each is kept as a file beside the artifact as soon as it is there:
+prompts or the logits of its rows, comes in pieces; each is kept as a file beside the artifact as
+soon as it is there:
 
     <store>/<kind>/<key>/unfinished/00003/000017-<sha256>.piece
 
@@ -18,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from angelshare.files import publish_bytes
@@ -32,10 +33,17 @@ _NAME = re.compile(r"(\d{6})-([0-9a-f]{64})\.piece")
 class Journal:
     """The finished pieces of one unfinished part."""
 
-    def __init__(self, folder: Path, made_from: str) -> None:
+    def __init__(
+        self, folder: Path, made_from: str, inputs_are_whole: Callable[[], None] = lambda: None
+    ) -> None:
         """Open the journal in ``folder``; pieces of other inputs than ``made_from`` (a digest, or
-        any other text that says what the work depends on) are discarded."""
+        any other text that says what the work depends on) are discarded.
+
+        ``inputs_are_whole`` raises where what is being read is not what ``made_from`` says; it is
+        asked before a piece is kept.
+        """
         self.folder = folder
+        self._inputs_are_whole = inputs_are_whole
         marker = folder / MADE_FROM
         if folder.exists() and not (marker.exists() and marker.read_text() == made_from):
             shutil.rmtree(folder)
@@ -48,11 +56,7 @@ class Journal:
 
         What `add` adds comes after those that were taken from here.
         """
-        by_number: dict[int, list[Path]] = {}
-        for path in sorted(self.folder.iterdir()):
-            match = _NAME.fullmatch(path.name)
-            if match:
-                by_number.setdefault(int(match[1]), []).append(path)
+        by_number = self._by_number()
         while True:
             contents = (_whole(path) for path in by_number.get(self._count, []))
             content = next((one for one in contents if one is not None), None)
@@ -61,8 +65,24 @@ class Journal:
             self._count += 1
             yield content
 
+    def forget_last(self) -> None:
+        """Forget the piece that was taken last, which cannot be used, and all after it."""
+        self._count -= 1
+        for number, paths in self._by_number().items():
+            for path in paths if number >= self._count else []:
+                path.unlink(missing_ok=True)
+
+    def _by_number(self) -> dict[int, list[Path]]:
+        found: dict[int, list[Path]] = {}
+        for path in sorted(self.folder.iterdir()):
+            match = _NAME.fullmatch(path.name)
+            if match:
+                found.setdefault(int(match[1]), []).append(path)
+        return found
+
     def add(self, content: bytes) -> None:
-        """Keep one more piece."""
+        """Keep one more piece; what was made from damaged inputs is not."""
+        self._inputs_are_whole()
         name = f"{self._count:06d}-{hashlib.sha256(content).hexdigest()}.piece"
         with writing(self.folder):
             publish_bytes(self.folder / name, content)
