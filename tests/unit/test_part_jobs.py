@@ -265,6 +265,7 @@ def test_a_damaged_input_stops_the_job_before_it_publishes(undisturbed, teacher,
     assert f"dataset {dataset.key}, part 0, data.parquet" in log
     assert "angelshare verify --repair" in log
     assert list((work.store / "logits").glob("*/parts/?????.json")) == []
+    assert list((work.store / "logits").glob("*/unfinished/*/*.piece")) == []
     repair(verify(ArtifactStore(work.store)))
     work.finish()
     assert work.contents() == contents

@@ -23,6 +23,7 @@ def main(job: PartJob) -> None:
             path,
             progress=context.report,
             count=context.window.count,
+            journal=job.journal(),
             **options,
         )
     job.commit({path.name: path}, rows=stats.sequences, tokens=stats.targets)

@@ -4,16 +4,13 @@ Only target positions pass through the head, whose rows beyond the tokenizer (vo
 are cut off before any sum. Head and sums are float32 whatever the weights' type. Batches are made
 of alike lengths and rows written in table order: neither batch size nor order shows in the cache.
 With the back end vLLM (`angelshare.teacher.vllm_logits`) the pass is that program's; the rest is
-the same.
+the same. Finished windows can be kept in a journal: an attempt that finds some there makes the
+others, in the batches they would have had without a kill.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,13 +26,16 @@ from transformers import PreTrainedModel
 from angelshare.data.sequences import EncodedRow, encode_table
 from angelshare.data.tokenizer import tokenizer_digest
 from angelshare.errors import AngelshareError
+from angelshare.store.journal import Journal
 from angelshare.teacher import distribution
-from angelshare.teacher.cache import CacheInfo, write_cache
+from angelshare.teacher.cache import CacheInfo
 from angelshare.teacher.codecs import codec_of
 from angelshare.teacher.codecs.rows import CachedTargets
 from angelshare.teacher.models import load_causal_lm, load_config, load_tokenizer
+from angelshare.teacher.pieces import kept_rows, packed
 from angelshare.teacher.prompts import row_seed
 from angelshare.teacher.settings import CaptureSettings
+from angelshare.teacher.write_behind import Window, write_behind
 
 Progress = Callable[[int, int, str], None]
 TOKENS_PER_WINDOW = 2**16
@@ -102,14 +102,16 @@ def capture_logits(
     *,
     progress: Progress,
     count: Callable[..., None],
+    journal: Journal | None = None,
     revision: str | None = None,
     device: str | None = None,
     trust_remote_code: bool = False,
 ) -> CaptureStats:
     """Write the logit cache of ``table``'s rows to ``out``.
 
-    ``count(cached=…)`` receives target positions. ``AngelshareError`` when ``top_k`` exceeds the
-    vocabulary, a row exceeds the model's positions, or the back end cannot tell the logits.
+    ``count(cached=…)`` receives target positions, without those of the ``journal``'s windows.
+    ``AngelshareError`` when ``top_k`` exceeds the vocabulary, a row exceeds the model's positions,
+    or the back end cannot tell the logits.
     """
     tokenizer = load_tokenizer(model_dir, revision=revision, trust_remote_code=trust_remote_code)
     rows = encode_table(table, tokenizer, settings.max_length)
@@ -126,27 +128,10 @@ def capture_logits(
         backend=settings.backend,
     )
     origin: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    capture_batch: CaptureBatch
-    if settings.backend == "vllm":
-        from angelshare.teacher.vllm_logits import VllmLogits
-
-        engine = VllmLogits(model_dir, len(tokenizer), rows, settings, **origin)
-        capture_batch = engine.capture_batch
-    else:
-        model = load_causal_lm(
-            model_dir,
-            dtype=settings.dtype,
-            device=device,
-            attn_implementation=settings.attn_implementation,
-            **origin,
-        )
-        head = Head(model, len(tokenizer))
-        _check_head(model, head, rows)
-        capture_batch = partial(_capture_batch, model, head, settings)
+    start = partial(_start, model_dir, len(tokenizer), rows, settings, device, origin)
+    write_behind(out, _captured(start, rows, settings, journal, progress, count), info)
     lengths = [len(row.encoded.input_ids) for row in rows]
     windows = _windows(lengths, settings.batch_tokens)
-    captured = _captured(capture_batch, rows, windows, progress, count)
-    _write_behind(out, captured, settings, info)
     tokens = sum(lengths)
     passed = sum(
         len(batch) * max(lengths[i] for i in batch) for batches in windows for batch in batches
@@ -160,24 +145,62 @@ def capture_logits(
     )
 
 
-def _captured(
-    capture_batch: CaptureBatch,
+def _start(
+    model_dir: str | Path,
+    vocab_size: int,
     rows: Sequence[EncodedRow],
-    windows: Sequence[Sequence[Sequence[int]]],
+    settings: CaptureSettings,
+    device: str | None,
+    origin: dict[str, Any],
+) -> CaptureBatch:
+    """The back end, loaded, and checked against ``rows``."""
+    if settings.backend == "vllm":
+        from angelshare.teacher.vllm_logits import VllmLogits
+
+        return VllmLogits(model_dir, vocab_size, rows, settings, **origin).capture_batch
+    model = load_causal_lm(
+        model_dir,
+        dtype=settings.dtype,
+        device=device,
+        attn_implementation=settings.attn_implementation,
+        **origin,
+    )
+    head = Head(model, vocab_size)
+    _check_head(model, head, rows)
+    return partial(_capture_batch, model, head, settings)
+
+
+def _captured(
+    start: Callable[[], CaptureBatch],
+    rows: Sequence[EncodedRow],
+    settings: CaptureSettings,
+    journal: Journal | None,
     progress: Progress,
     count: Callable[..., None],
 ) -> Iterator[Window]:
-    """Every window's batches, as the device makes them."""
+    """Windows of earlier attempts, then the others as the device makes them.
+
+    The model is loaded only if there are others.
+    """
     done = 0
-    for batches in windows:
-        window: Window = []
+    for kept in kept_rows(journal, rows, len(settings.temperatures)) if journal else ():
+        done += len(kept)
+        yield kept.__iter__
+    if done:
+        progress(done, len(rows), "sequences of an earlier attempt")
+    left = rows[done:]
+    if not left:
+        return
+    capture_batch = start()
+    for batches in _windows([len(row.encoded.input_ids) for row in left], settings.batch_tokens):
+        made: list[Batch] = []
         for batch in batches:
-            chosen = [rows[i] for i in batch]
-            window.append((batch, chosen, capture_batch(chosen)))
+            chosen = [left[i] for i in batch]
+            made.append((batch, chosen, capture_batch(chosen)))
             count(cached=sum(sum(row.encoded.targets) for row in chosen))
             done += len(batch)
             progress(done, len(rows), "sequences")
-        yield window
+        yield partial(_finished, made, settings, journal)
 
 
 def _check(
@@ -324,16 +347,21 @@ class OnItsWay:
 
 CaptureBatch = Callable[[Sequence[EncodedRow]], OnItsWay]
 """From rows to what the codec keeps of their target positions, one row after the other."""
-Window = list[tuple[Sequence[int], Sequence[EncodedRow], OnItsWay]]
+Batch = tuple[Sequence[int], Sequence[EncodedRow], OnItsWay]
+"""Row numbers, rows, and what was captured of them."""
 
 
-def _cache_rows(windows: Iterable[Window], settings: CaptureSettings) -> Iterator[CachedTargets]:
-    """The windows' rows in table order."""
-    for window in windows:
-        found: dict[int, CachedTargets] = {}
-        for numbers, rows, tensors in window:
-            found.update(zip(numbers, _split(rows, tensors.arrays(), settings), strict=True))
-        yield from (found[number] for number in sorted(found))
+def _finished(
+    batches: Sequence[Batch], settings: CaptureSettings, journal: Journal | None
+) -> list[CachedTargets]:
+    """A window's rows in table order, once they are here; kept in the journal."""
+    found: dict[int, CachedTargets] = {}
+    for numbers, rows, tensors in batches:
+        found.update(zip(numbers, _split(rows, tensors.arrays(), settings), strict=True))
+    finished = [found[number] for number in sorted(found)]
+    if journal:
+        journal.add(packed(finished))
+    return finished
 
 
 def _split(
@@ -364,42 +392,3 @@ def _split(
             gold_logprob=arrays["gold_logprob"][begin:end],
             entropy=arrays["entropy"][begin:end],
         )
-
-
-def _write_behind(
-    out: Path, windows: Iterator[Window], settings: CaptureSettings, info: CacheInfo
-) -> None:
-    """``write_cache`` in a thread of its own, while the device makes the next window.
-
-    At most two windows wait. If either side fails, nothing is published.
-    """
-    waiting: queue.Queue[Window | None] = queue.Queue(maxsize=1)
-    abandoned = threading.Event()
-
-    def arriving() -> Iterator[Window]:
-        while (window := waiting.get()) is not None:
-            yield window
-        if abandoned.is_set():
-            raise AngelshareError("the capture was abandoned")
-
-    with ThreadPoolExecutor(1, thread_name_prefix="write-cache") as pool:
-        writing = pool.submit(write_cache, out, _cache_rows(arriving(), settings), info)
-        try:
-            for window in windows:
-                _put(waiting, window, writing)
-            _put(waiting, None, writing)
-        except BaseException:
-            abandoned.set()
-            if not writing.done():
-                _put(waiting, None, writing)
-            raise
-        writing.result()
-
-
-def _put(waiting: queue.Queue[Window | None], item: Window | None, writing: Future[None]) -> None:
-    """Hand over ``item``; raises the writer's error if it has failed."""
-    while not writing.done():
-        with suppress(queue.Full):
-            waiting.put(item, timeout=0.1)
-            return
-    writing.result()

@@ -1,0 +1,56 @@
+"""Writing a logit cache in a thread of its own, while the device makes the next window."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+from angelshare.errors import AngelshareError
+from angelshare.teacher.cache import CacheInfo, write_cache
+from angelshare.teacher.codecs.rows import CachedTargets
+
+Window = Callable[[], Iterable[CachedTargets]]
+"""Some rows in table order, once the thread asks for them; it waits for the device, not the other
+way round."""
+
+
+def write_behind(out: Path, windows: Iterable[Window], info: CacheInfo) -> None:
+    """``write_cache`` of the windows' rows while ``windows`` makes the next.
+
+    At most two windows wait. If either side fails, nothing is published; the windows that were
+    handed over until then are asked for all the same.
+    """
+    waiting: queue.Queue[Window | None] = queue.Queue(maxsize=1)
+    abandoned = threading.Event()
+
+    def arriving() -> Iterator[CachedTargets]:
+        while (window := waiting.get()) is not None:
+            yield from window()
+        if abandoned.is_set():
+            raise AngelshareError("the capture was abandoned")
+
+    with ThreadPoolExecutor(1, thread_name_prefix="write-cache") as pool:
+        writing = pool.submit(write_cache, out, arriving(), info)
+        try:
+            for window in windows:
+                _put(waiting, window, writing)
+            _put(waiting, None, writing)
+        except BaseException:
+            abandoned.set()
+            if not writing.done():
+                _put(waiting, None, writing)
+            raise
+        writing.result()
+
+
+def _put(waiting: queue.Queue[Window | None], item: Window | None, writing: Future[None]) -> None:
+    """Hand over ``item``; raises the writer's error if it has failed."""
+    while not writing.done():
+        with suppress(queue.Full):
+            waiting.put(item, timeout=0.1)
+            return
+    writing.result()
