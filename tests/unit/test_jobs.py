@@ -11,7 +11,7 @@ import yaml
 from angelshare.config import load_config
 from angelshare.energy.attempts import validate_sidecar
 from angelshare.grid import plan_study
-from angelshare.jobs import part_job
+from angelshare.part_jobs import part_job
 from angelshare.store.artifacts import ArtifactStore
 from angelshare.store.leases import single_flight
 

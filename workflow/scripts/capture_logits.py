@@ -1,7 +1,7 @@
 """Cache the teacher's distribution over the target positions of one part of a dataset or corpus."""
 
 import unpack
-from angelshare.jobs import PartJob, part_job
+from angelshare.part_jobs import PartJob, part_job
 
 
 def main(job: PartJob) -> None:

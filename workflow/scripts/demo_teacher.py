@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import unpack
-from angelshare.jobs import PartJob, part_job
+from angelshare.part_jobs import PartJob, part_job
 
 
 def main(job: PartJob) -> None:

@@ -2,7 +2,7 @@
 
 import unpack
 from angelshare.files import publish_json
-from angelshare.jobs import PartJob, part_job
+from angelshare.part_jobs import PartJob, part_job
 
 
 def main(job: PartJob) -> None:

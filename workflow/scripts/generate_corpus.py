@@ -1,7 +1,7 @@
 """Let the teacher answer the prompts of one part of a dataset."""
 
 import unpack
-from angelshare.jobs import PartJob, part_job
+from angelshare.part_jobs import PartJob, part_job
 
 
 def main(job: PartJob) -> None:

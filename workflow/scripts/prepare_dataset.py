@@ -1,7 +1,7 @@
 """Prepare a dataset: one sequence table, split and subsampled by its seed, and its counts."""
 
 import unpack
-from angelshare.jobs import PartJob, part_job
+from angelshare.part_jobs import PartJob, part_job
 
 
 def main(job: PartJob) -> None:

@@ -1,7 +1,7 @@
 """Train a tokenizer on generated problems that no dataset of the study contains."""
 
 import unpack
-from angelshare.jobs import PartJob, part_job
+from angelshare.part_jobs import PartJob, part_job
 
 
 def main(job: PartJob) -> None:
