@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from angelshare.config import PretrainedTeacher, load_config
+from angelshare.config import load_config
 from angelshare.grid import plan_study
 from angelshare.provenance import Making, licence_warnings, licences, name_of, restricted, software
 from angelshare.store.artifacts import ArtifactStore
 from angelshare.store.provenance import Provenance
+from angelshare.teacher.settings import PretrainedTeacher
 
 ROOT = Path(__file__).resolve().parents[2]
 HUB = {"model": "allenai/OLMo-2-0325-32B-SFT", "revision": "0" * 40}

@@ -7,16 +7,16 @@ and `config/README.md` are generated from the same models.
 
 from __future__ import annotations
 
-import difflib
 import getpass
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from angelshare.accounting.settings import AccountingSettings
+from angelshare.config_checks import dangling_names, explain, too_few_gpus, unusable_paths
 from angelshare.data.settings import (
     AnswerFilter,
     BenchmarkSource,
@@ -30,16 +30,20 @@ from angelshare.errors import AngelshareError
 from angelshare.evaluation.settings import EvaluationSettings
 from angelshare.planning.settings import BudgetSettings
 from angelshare.recipes import digest
-from angelshare.revisions import filled, is_local, missing
-from angelshare.settings import PROJECT_LICENCE, Settings
+from angelshare.revisions import filled, missing
+from angelshare.settings import Settings
 from angelshare.store.artifacts import ArtifactStore
 from angelshare.student.settings import (
     LossSettings,
-    ScratchStudent,
     StudentInit,
     TrainingSettings,
 )
-from angelshare.teacher.settings import CaptureSettings, DecodingSettings, DemoTeacher
+from angelshare.teacher.settings import (
+    CaptureSettings,
+    DecodingSettings,
+    EmbeddedTeacher,
+    PretrainedTeacher,
+)
 
 
 class StoreSettings(Settings):
@@ -77,40 +81,6 @@ class TrainedTokenizer(TokenizerSettings):
 
     dataset: str
     """The entry of ``datasets`` whose kind of problem it is trained on; none of its own rows."""
-
-
-class EmbeddedTeacher(Settings):
-    """A small OLMo-2 teacher that the workflow trains itself, on word problems of its own."""
-
-    demo: DemoTeacher
-    """How it is made."""
-    dataset: str
-    """The entry of ``datasets`` whose kind of problem it learns; none of its own rows."""
-    tokenizer: str = "demo"
-    """The entry of ``tokenizers`` it reads with; its students must use the same."""
-    license: str | None = PROJECT_LICENCE
-    """The model's licence; recorded with all that it makes, and part of no key."""
-    outputs_restricted: bool = False
-    """Whether that licence restricts training on the model's outputs: corpora and logit caches
-    then carry a warning."""
-
-
-class PretrainedTeacher(Settings):
-    """A causal language model, in safetensors, in a local folder or on the Hugging Face hub."""
-
-    model: str = Field(min_length=1)
-    """Hub name (``allenai/OLMo-2-0325-32B-SFT``) or a local folder."""
-    revision: str | None = None
-    """The hub commit; required for hub names, so that the recipe says which weights it means."""
-    trust_remote_code: bool = False
-    """Whether Python code that lies beside the weights may run on this machine, with all your
-    rights. Only for a model whose code you have read."""
-    license: str | None = None
-    """The model's licence, an SPDX identifier where there is one (``Apache-2.0``, or
-    ``LicenseRef-…``). Recorded with all that it makes, and part of no key."""
-    outputs_restricted: bool = False
-    """Whether that licence restricts training on the model's outputs: corpora and logit caches
-    then carry a warning."""
 
 
 class Student(Settings):
@@ -302,6 +272,23 @@ class Config(Settings):
         """Processes, on each of its nodes, that train a student."""
         return max(1, self.training_gpus(student))
 
+    def training_of(self, block: GridBlock) -> TrainingSettings:
+        """The training settings of a grid block: the common ones with the block's changes."""
+        return TrainingSettings.model_validate({**self.training.model_dump(), **block.training})
+
+    def generation_of(
+        self, block: GridBlock, max_new_tokens: int | None = None
+    ) -> DecodingSettings:
+        """How the teacher answers for a grid block: the common settings with its changes."""
+        changes = dict(block.generation)
+        if max_new_tokens is not None:
+            changes["max_new_tokens"] = max_new_tokens
+        return DecodingSettings.model_validate({**self.generation.model_dump(), **changes})
+
+    def answers_of(self, block: GridBlock) -> AnswerFilter:
+        """Which answers the students of a grid block learn from."""
+        return AnswerFilter.model_validate({**self.answers.model_dump(), **block.answers})
+
 
 def load_config(values: Mapping[str, Any], where: str = "the configuration") -> Config:
     """Check ``values`` and return the typed configuration.
@@ -312,15 +299,15 @@ def load_config(values: Mapping[str, Any], where: str = "the configuration") -> 
     try:
         config = Config.model_validate(dict(values))
     except ValidationError as error:
-        lines = dict.fromkeys(_explain(problem) for problem in error.errors())
+        lines = dict.fromkeys(explain(problem, Config) for problem in error.errors())
         raise AngelshareError(_join(where, lines)) from None
     config = filled(config)
     problems = [
-        *_dangling_names(config),
+        *dangling_names(config),
         *missing(config),
         *cache_problems(config),
-        *_too_few_gpus(config),
-        *_unusable_paths(config),
+        *too_few_gpus(config),
+        *unusable_paths(config),
     ]
     if problems:
         raise AngelshareError(_join(where, dict.fromkeys(problems)))
@@ -329,202 +316,6 @@ def load_config(values: Mapping[str, Any], where: str = "the configuration") -> 
 
 def _join(where: str, lines: Mapping[str, None]) -> str:
     return "\n".join([f"{where} is not valid:", *(f"  {line}" for line in lines)])
-
-
-def _explain(problem: Any) -> str:
-    """One line for one pydantic error, in the words of the configuration."""
-    location = [str(part) for part in problem["loc"]]
-    path = ".".join(location)
-    section = location[0]
-    if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(location[-1], _known_keys(), n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        return f"{path} is not a known key{hint}. See config/README.md#{section}."
-    if problem["type"] == "missing":
-        return f"{path} is missing. See config/README.md#{section}."
-    text = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    return f"{path} must be {text} (got {problem['input']!r}). See config/README.md#{section}."
-
-
-def _known_keys() -> list[str]:
-    """Every key of every section, for suggestions."""
-    found: set[str] = set()
-    todo: list[Any] = [Config]
-    seen: set[Any] = set()
-    while todo:
-        item = todo.pop()
-        if item in seen:
-            continue
-        seen.add(item)
-        if isinstance(item, type) and issubclass(item, BaseModel):
-            found.update(item.model_fields)
-            todo.extend(field.annotation for field in item.model_fields.values())
-        else:
-            todo.extend(arg for arg in getattr(item, "__args__", ()) if arg.__hash__)
-    return sorted(found)
-
-
-def _dangling_names(config: Config) -> Iterator[str]:
-    """Names in the grid and in teachers that refer to nothing."""
-    for number, block in enumerate(config.grid):
-        where = f"grid[{number}]"
-        known: dict[str, tuple[list[str], Mapping[str, Any]]] = {
-            "pipeline": ([block.pipeline], config.pipelines),
-            "students": (block.students, config.students),
-            "datasets": (block.datasets, config.datasets),
-            "teacher": ([block.teacher] if block.teacher else [], config.teachers),
-        }
-        for field, (names, table) in known.items():
-            for name in names:
-                if name not in table:
-                    yield _unknown(f"{where}.{field}", name, table)
-        pipeline = config.pipelines.get(block.pipeline)
-        if pipeline and not block.teacher and (pipeline.logits or pipeline.data == "corpus"):
-            yield f"{where}.teacher is missing: pipeline {block.pipeline!r} reads its artifacts."
-        if pipeline and not pipeline.logits and (block.temperature or block.alpha):
-            yield (
-                f"{where}: temperature and alpha belong to the distillation loss, which pipeline "
-                f"{block.pipeline!r} does not use (logits: false)."
-            )
-        reads_answers = block.max_new_tokens or block.generation or block.answers
-        if pipeline and pipeline.data != "corpus" and reads_answers:
-            yield (
-                f"{where}: max_new_tokens, generation and answers belong to the teacher's answers, "
-                f"which pipeline {block.pipeline!r} does not read (data: dataset)."
-            )
-        for section, settings_of in _BLOCK_SETTINGS.items():
-            try:
-                settings = settings_of(config, block)
-            except ValidationError as error:
-                yield from (f"{where}.{section}.{_explain(problem)}" for problem in error.errors())
-            else:
-                if isinstance(settings, TrainingSettings):
-                    yield from _uneven_shares(config, block, settings)
-    for name, teacher in config.teachers.items():
-        if isinstance(teacher, EmbeddedTeacher):
-            yield from _generated(config, f"teachers.{name}.dataset", teacher.dataset)
-            if teacher.tokenizer not in config.tokenizers:
-                yield _unknown(f"teachers.{name}.tokenizer", teacher.tokenizer, config.tokenizers)
-    for name, tokenizer in config.tokenizers.items():
-        yield from _generated(config, f"tokenizers.{name}.dataset", tokenizer.dataset)
-    for name, student in config.students.items():
-        if student.tokenizer is not None and student.tokenizer not in config.tokenizers:
-            yield _unknown(f"students.{name}.tokenizer", student.tokenizer, config.tokenizers)
-        yield from _borrowed_tokenizer(config, f"students.{name}.tokenizer_of", student)
-
-
-def _borrowed_tokenizer(config: Config, where: str, student: Student) -> Iterator[str]:
-    """A tokenizer can only be lent by a pretrained teacher to a pretrained student."""
-    if student.tokenizer_of is None:
-        return
-    if student.tokenizer_of not in config.teachers:
-        yield _unknown(where, student.tokenizer_of, config.teachers)
-    elif not isinstance(config.teachers[student.tokenizer_of], PretrainedTeacher):
-        yield f"{where}: {student.tokenizer_of!r} is made here; name its entry of tokenizers."
-    elif isinstance(student.init, ScratchStudent):
-        yield f"{where}: a student from scratch needs an entry of tokenizers instead."
-
-
-def _uneven_shares(config: Config, block: GridBlock, training: TrainingSettings) -> Iterator[str]:
-    """Students whose processes cannot share an optimizer step."""
-    for name in block.students:
-        if name in config.students:
-            try:
-                training.divided(config.training_processes(name) * config.students[name].nodes)
-            except AngelshareError as error:
-                yield f"students.{name}: {error}."
-
-
-def _generated(config: Config, where: str, dataset: str) -> Iterator[str]:
-    """The dataset must be one of generated problems: only those have more rows to train on."""
-    if dataset not in config.datasets:
-        yield _unknown(where, dataset, config.datasets)
-    elif config.datasets[dataset].source != "word_problems":
-        yield f"{where}: {dataset!r} is not a dataset of generated word_problems."
-
-
-def _too_few_gpus(config: Config) -> Iterator[str]:
-    """A model cannot be spread over more GPUs than its job has."""
-    asked, given = config.capture.tensor_parallel, config.hardware.of("capture_logits").gpus or 0
-    if asked > max(1, given):
-        yield (
-            f"capture.tensor_parallel is {asked}, a job of capture_logits has {given} GPUs: raise "
-            "hardware.gpus or hardware.rules.capture_logits.gpus."
-        )
-
-
-def _unknown(where: str, name: str, table: Mapping[str, Any]) -> str:
-    near = difflib.get_close_matches(name, table, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"{where}: there is no {name!r}; known are {', '.join(sorted(table))}.{hint}"
-
-
-def _unusable_paths(config: Config) -> Iterator[str]:
-    """Files that are named and not there, folders that cannot be written."""
-    for section, sources in (("datasets", config.datasets), ("benchmarks", config.benchmarks)):
-        for name, source in sources.items():
-            if source.source == "file" and not Path(source.path).is_file():
-                yield f"{section}.{name}.path: there is no file {source.path!r}."
-    models: dict[str, Settings] = {}
-    models |= {f"teachers.{name}": teacher for name, teacher in config.teachers.items()}
-    models |= {f"students.{name}.init": student.init for name, student in config.students.items()}
-    for where, entry in models.items():
-        model = getattr(entry, "model", None)
-        if model and is_local(model) and not (Path(model).expanduser() / "config.json").is_file():
-            yield f"{where}.model: {model} has no config.json; it must be a saved model's folder."
-    tasks = config.evaluation.task_folder
-    if tasks is not None and not Path(tasks).is_dir():
-        yield f"evaluation.task_folder: there is no folder {tasks!r}."
-    for number, layer in enumerate(config.store.layers):
-        if not Path(layer).is_dir():
-            yield f"store.layers[{number}]: there is no store at {layer}."
-    for number, url in enumerate(config.store.remotes):
-        yield from _unknown_protocol(f"store.remotes[{number}]", url)
-    for where, folder in (("store.root", config.store.root), ("results", config.results)):
-        nearest = Path(folder).absolute()
-        while not nearest.exists():
-            nearest = nearest.parent
-        if not nearest.is_dir():
-            yield f"{where}: {nearest} is a file, not a folder."
-        elif not os.access(nearest, os.W_OK):
-            yield f"{where}: {nearest} is not writable for {getpass.getuser()}."
-
-
-def _unknown_protocol(where: str, url: str) -> Iterator[str]:
-    """An address of a kind for which there is no file system."""
-    from fsspec import available_protocols
-    from fsspec.utils import get_protocol
-
-    protocol = get_protocol(url)
-    if protocol not in available_protocols():
-        yield f"{where}: fsspec knows no file system for {protocol}:// (got {url!r})."
-
-
-def training_of(config: Config, block: GridBlock) -> TrainingSettings:
-    """The training settings of a grid block: the common ones with the block's changes."""
-    return TrainingSettings.model_validate({**config.training.model_dump(), **block.training})
-
-
-def generation_of(
-    config: Config, block: GridBlock, max_new_tokens: int | None = None
-) -> DecodingSettings:
-    """How the teacher answers for a grid block: the common settings with the block's changes."""
-    changes = dict(block.generation)
-    if max_new_tokens is not None:
-        changes["max_new_tokens"] = max_new_tokens
-    return DecodingSettings.model_validate({**config.generation.model_dump(), **changes})
-
-
-def answers_of(config: Config, block: GridBlock) -> AnswerFilter:
-    """Which answers the students of a grid block learn from."""
-    return AnswerFilter.model_validate({**config.answers.model_dump(), **block.answers})
-
-
-_BLOCK_SETTINGS: dict[str, Callable[[Config, GridBlock], Settings]] = {
-    "training": training_of,
-    "generation": generation_of,
-    "answers": answers_of,
-}
 
 
 def json_schema() -> dict[str, Any]:

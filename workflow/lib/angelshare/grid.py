@@ -13,22 +13,13 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
-from angelshare.config import (
-    Config,
-    EmbeddedTeacher,
-    GridBlock,
-    PipelineSettings,
-    PretrainedTeacher,
-    answers_of,
-    generation_of,
-    training_of,
-)
+from angelshare.config import Config, GridBlock, PipelineSettings
 from angelshare.data.settings import AnswerFilter, DataSource
 from angelshare.fingerprints import Fingerprints
 from angelshare.recipes import Recipe, make_recipe, recipe_key
 from angelshare.settings import Settings
 from angelshare.student.settings import LossSettings, TrainingSettings
-from angelshare.teacher.settings import DecodingSettings
+from angelshare.teacher.settings import DecodingSettings, EmbeddedTeacher, PretrainedTeacher
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -352,8 +343,8 @@ class _Planner:
             varied["temperature"] = block.temperature or [loss.temperature]
             varied["alpha"] = block.alpha or [loss.alpha]
         varied = {name: values for name, values in varied.items() if values}
-        training, answers = training_of(self.config, block), answers_of(self.config, block)
-        decoding = functools.cache(functools.partial(generation_of, self.config, block))
+        training, answers = self.config.training_of(block), self.config.answers_of(block)
+        decoding = functools.cache(functools.partial(self.config.generation_of, block))
         for dataset, student, values, seed in itertools.product(
             block.datasets,
             block.students,

@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from angelshare.config import Config, PretrainedTeacher, load_config
+from angelshare.config import Config, load_config
 from angelshare.devices import claimed_gpus
 from angelshare.energy import Job, window
 from angelshare.energy.machine import run_of
@@ -34,6 +34,7 @@ from angelshare.store.consumers import Consumer, consumer_id
 from angelshare.store.leases import sole_maker
 from angelshare.store.provenance import restriction
 from angelshare.student.settings import PretrainedStudent
+from angelshare.teacher.settings import PretrainedTeacher
 
 if TYPE_CHECKING:
     from angelshare.data.answers import AnswerReport

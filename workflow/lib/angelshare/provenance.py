@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import angelshare
-from angelshare.config import Config, PretrainedTeacher
+from angelshare.config import Config
 from angelshare.errors import AngelshareError
 from angelshare.fingerprints import Fingerprints
 from angelshare.grid import ArtifactPlan, Study
 from angelshare.store.artifacts import ArtifactStore
 from angelshare.store.provenance import Provenance, restriction
+from angelshare.teacher.settings import PretrainedTeacher
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

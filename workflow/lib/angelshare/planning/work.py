@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from angelshare.config import Config, EmbeddedTeacher, PretrainedTeacher
+from angelshare.config import Config
 from angelshare.evaluation.settings import OWN_TASKS
 from angelshare.grid import ArtifactPlan, RunPlan, Study
 from angelshare.planning.models import ModelSize, from_shape, hub_snapshot, of_model
@@ -22,6 +22,7 @@ from angelshare.planning.records import History, model_id, operations
 from angelshare.reuse import sources
 from angelshare.store.artifacts import ArtifactStore
 from angelshare.student.settings import ScratchStudent
+from angelshare.teacher.settings import EmbeddedTeacher, PretrainedTeacher
 
 RULES = {
     "dataset": "prepare_dataset",

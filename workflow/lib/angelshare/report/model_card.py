@@ -14,13 +14,14 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from angelshare.accounting.tables import Tables
-from angelshare.config import Config, PretrainedTeacher
+from angelshare.config import Config
 from angelshare.data.settings import HubSource
 from angelshare.files import publish_bytes, read_json
 from angelshare.grid import RunPlan, Study
 from angelshare.provenance import restricted
 from angelshare.report.style import VIEW_CAPTIONS, VIEW_TITLES
 from angelshare.revisions import is_local
+from angelshare.teacher.settings import PretrainedTeacher
 
 SOURCE = "Angelshare: the run's own stages and its share of the teacher artifacts that it read"
 

@@ -1,4 +1,4 @@
-"""Settings of the teacher's stages: the demo teacher, logit capture and generation."""
+"""Teachers, and the settings of their stages: the demo teacher, logit capture and generation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from angelshare.settings import Settings
+from angelshare.settings import PROJECT_LICENCE, Settings
 
 
 class DemoTeacher(Settings):
@@ -51,6 +51,40 @@ class DemoTeacher(Settings):
         if self.hidden_size % (2 * self.heads):
             raise ValueError(f"hidden_size must be an even multiple of heads ({self.heads})")
         return self
+
+
+class EmbeddedTeacher(Settings):
+    """A small OLMo-2 teacher that the workflow trains itself, on word problems of its own."""
+
+    demo: DemoTeacher
+    """How it is made."""
+    dataset: str
+    """The entry of ``datasets`` whose kind of problem it learns; none of its own rows."""
+    tokenizer: str = "demo"
+    """The entry of ``tokenizers`` it reads with; its students must use the same."""
+    license: str | None = PROJECT_LICENCE
+    """The model's licence; recorded with all that it makes, and part of no key."""
+    outputs_restricted: bool = False
+    """Whether that licence restricts training on the model's outputs: corpora and logit caches
+    then carry a warning."""
+
+
+class PretrainedTeacher(Settings):
+    """A causal language model, in safetensors, in a local folder or on the Hugging Face hub."""
+
+    model: str = Field(min_length=1)
+    """Hub name (``allenai/OLMo-2-0325-32B-SFT``) or a local folder."""
+    revision: str | None = None
+    """The hub commit; required for hub names, so that the recipe says which weights it means."""
+    trust_remote_code: bool = False
+    """Whether Python code that lies beside the weights may run on this machine, with all your
+    rights. Only for a model whose code you have read."""
+    license: str | None = None
+    """The model's licence, an SPDX identifier where there is one (``Apache-2.0``, or
+    ``LicenseRef-…``). Recorded with all that it makes, and part of no key."""
+    outputs_restricted: bool = False
+    """Whether that licence restricts training on the model's outputs: corpora and logit caches
+    then carry a warning."""
 
 
 class TopkTailSettings(Settings):

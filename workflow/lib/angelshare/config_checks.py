@@ -1,0 +1,198 @@
+"""What a configuration's models alone do not tell: names that refer to nothing, paths that cannot
+be used, more GPUs than a job has; and errors in the configuration's own words.
+"""
+
+from __future__ import annotations
+
+import difflib
+import getpass
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ValidationError
+
+from angelshare.errors import AngelshareError
+from angelshare.revisions import is_local
+from angelshare.settings import Settings
+from angelshare.student.settings import ScratchStudent, TrainingSettings
+from angelshare.teacher.settings import EmbeddedTeacher, PretrainedTeacher
+
+if TYPE_CHECKING:
+    from angelshare.config import Config, GridBlock, Student
+
+
+def explain(problem: Any, config: type[BaseModel]) -> str:
+    """One line for one pydantic error, in the words of the configuration of model ``config``."""
+    location = [str(part) for part in problem["loc"]]
+    path = ".".join(location)
+    section = location[0]
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(location[-1], _known_keys(config), n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        return f"{path} is not a known key{hint}. See config/README.md#{section}."
+    if problem["type"] == "missing":
+        return f"{path} is missing. See config/README.md#{section}."
+    text = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return f"{path} must be {text} (got {problem['input']!r}). See config/README.md#{section}."
+
+
+def _known_keys(config: type[BaseModel]) -> list[str]:
+    """Every key of every section, for suggestions."""
+    found: set[str] = set()
+    todo: list[Any] = [config]
+    seen: set[Any] = set()
+    while todo:
+        item = todo.pop()
+        if item in seen:
+            continue
+        seen.add(item)
+        if isinstance(item, type) and issubclass(item, BaseModel):
+            found.update(item.model_fields)
+            todo.extend(field.annotation for field in item.model_fields.values())
+        else:
+            todo.extend(arg for arg in getattr(item, "__args__", ()) if arg.__hash__)
+    return sorted(found)
+
+
+def dangling_names(config: Config) -> Iterator[str]:
+    """Names in the grid and in teachers that refer to nothing."""
+    for number, block in enumerate(config.grid):
+        where = f"grid[{number}]"
+        known: dict[str, tuple[list[str], Mapping[str, Any]]] = {
+            "pipeline": ([block.pipeline], config.pipelines),
+            "students": (block.students, config.students),
+            "datasets": (block.datasets, config.datasets),
+            "teacher": ([block.teacher] if block.teacher else [], config.teachers),
+        }
+        for field, (names, table) in known.items():
+            for name in names:
+                if name not in table:
+                    yield _unknown(f"{where}.{field}", name, table)
+        pipeline = config.pipelines.get(block.pipeline)
+        if pipeline and not block.teacher and (pipeline.logits or pipeline.data == "corpus"):
+            yield f"{where}.teacher is missing: pipeline {block.pipeline!r} reads its artifacts."
+        if pipeline and not pipeline.logits and (block.temperature or block.alpha):
+            yield (
+                f"{where}: temperature and alpha belong to the distillation loss, which pipeline "
+                f"{block.pipeline!r} does not use (logits: false)."
+            )
+        reads_answers = block.max_new_tokens or block.generation or block.answers
+        if pipeline and pipeline.data != "corpus" and reads_answers:
+            yield (
+                f"{where}: max_new_tokens, generation and answers belong to the teacher's answers, "
+                f"which pipeline {block.pipeline!r} does not read (data: dataset)."
+            )
+        of_block: dict[str, Callable[[GridBlock], Settings]] = {
+            "training": config.training_of,
+            "generation": config.generation_of,
+            "answers": config.answers_of,
+        }
+        for section, settings_of in of_block.items():
+            try:
+                settings = settings_of(block)
+            except ValidationError as error:
+                for problem in error.errors():
+                    yield f"{where}.{section}.{explain(problem, type(config))}"
+            else:
+                if isinstance(settings, TrainingSettings):
+                    yield from _uneven_shares(config, block, settings)
+    for name, teacher in config.teachers.items():
+        if isinstance(teacher, EmbeddedTeacher):
+            yield from _generated(config, f"teachers.{name}.dataset", teacher.dataset)
+            if teacher.tokenizer not in config.tokenizers:
+                yield _unknown(f"teachers.{name}.tokenizer", teacher.tokenizer, config.tokenizers)
+    for name, tokenizer in config.tokenizers.items():
+        yield from _generated(config, f"tokenizers.{name}.dataset", tokenizer.dataset)
+    for name, student in config.students.items():
+        if student.tokenizer is not None and student.tokenizer not in config.tokenizers:
+            yield _unknown(f"students.{name}.tokenizer", student.tokenizer, config.tokenizers)
+        yield from _borrowed_tokenizer(config, f"students.{name}.tokenizer_of", student)
+
+
+def _borrowed_tokenizer(config: Config, where: str, student: Student) -> Iterator[str]:
+    """A tokenizer can only be lent by a pretrained teacher to a pretrained student."""
+    if student.tokenizer_of is None:
+        return
+    if student.tokenizer_of not in config.teachers:
+        yield _unknown(where, student.tokenizer_of, config.teachers)
+    elif not isinstance(config.teachers[student.tokenizer_of], PretrainedTeacher):
+        yield f"{where}: {student.tokenizer_of!r} is made here; name its entry of tokenizers."
+    elif isinstance(student.init, ScratchStudent):
+        yield f"{where}: a student from scratch needs an entry of tokenizers instead."
+
+
+def _uneven_shares(config: Config, block: GridBlock, training: TrainingSettings) -> Iterator[str]:
+    """Students whose processes cannot share an optimizer step."""
+    for name in block.students:
+        if name in config.students:
+            try:
+                training.divided(config.training_processes(name) * config.students[name].nodes)
+            except AngelshareError as error:
+                yield f"students.{name}: {error}."
+
+
+def _generated(config: Config, where: str, dataset: str) -> Iterator[str]:
+    """The dataset must be one of generated problems: only those have more rows to train on."""
+    if dataset not in config.datasets:
+        yield _unknown(where, dataset, config.datasets)
+    elif config.datasets[dataset].source != "word_problems":
+        yield f"{where}: {dataset!r} is not a dataset of generated word_problems."
+
+
+def too_few_gpus(config: Config) -> Iterator[str]:
+    """A model cannot be spread over more GPUs than its job has."""
+    asked, given = config.capture.tensor_parallel, config.hardware.of("capture_logits").gpus or 0
+    if asked > max(1, given):
+        yield (
+            f"capture.tensor_parallel is {asked}, a job of capture_logits has {given} GPUs: raise "
+            "hardware.gpus or hardware.rules.capture_logits.gpus."
+        )
+
+
+def _unknown(where: str, name: str, table: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(name, table, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"{where}: there is no {name!r}; known are {', '.join(sorted(table))}.{hint}"
+
+
+def unusable_paths(config: Config) -> Iterator[str]:
+    """Files that are named and not there, folders that cannot be written."""
+    for section, sources in (("datasets", config.datasets), ("benchmarks", config.benchmarks)):
+        for name, source in sources.items():
+            if source.source == "file" and not Path(source.path).is_file():
+                yield f"{section}.{name}.path: there is no file {source.path!r}."
+    models: dict[str, Settings] = {}
+    models |= {f"teachers.{name}": teacher for name, teacher in config.teachers.items()}
+    models |= {f"students.{name}.init": student.init for name, student in config.students.items()}
+    for where, entry in models.items():
+        model = getattr(entry, "model", None)
+        if model and is_local(model) and not (Path(model).expanduser() / "config.json").is_file():
+            yield f"{where}.model: {model} has no config.json; it must be a saved model's folder."
+    tasks = config.evaluation.task_folder
+    if tasks is not None and not Path(tasks).is_dir():
+        yield f"evaluation.task_folder: there is no folder {tasks!r}."
+    for number, layer in enumerate(config.store.layers):
+        if not Path(layer).is_dir():
+            yield f"store.layers[{number}]: there is no store at {layer}."
+    for number, url in enumerate(config.store.remotes):
+        yield from _unknown_protocol(f"store.remotes[{number}]", url)
+    for where, folder in (("store.root", config.store.root), ("results", config.results)):
+        nearest = Path(folder).absolute()
+        while not nearest.exists():
+            nearest = nearest.parent
+        if not nearest.is_dir():
+            yield f"{where}: {nearest} is a file, not a folder."
+        elif not os.access(nearest, os.W_OK):
+            yield f"{where}: {nearest} is not writable for {getpass.getuser()}."
+
+
+def _unknown_protocol(where: str, url: str) -> Iterator[str]:
+    """An address of a kind for which there is no file system."""
+    from fsspec import available_protocols
+    from fsspec.utils import get_protocol
+
+    protocol = get_protocol(url)
+    if protocol not in available_protocols():
+        yield f"{where}: fsspec knows no file system for {protocol}:// (got {url!r})."
