@@ -117,6 +117,14 @@ def package(trace: Trace, **changes: Any) -> Measured:
     return measure_cpu(trace, settings, LOAD, {})[0]
 
 
+def test_a_job_killed_at_its_first_sample_is_billed_for_its_memory() -> None:
+    trace = trace_of([None, None], [0.0, 0.1], [0.0, 0.1], rss=500)
+    del trace.samples[0]
+    assert [sample.t_ns for sample in trace.samples] == [trace.end_ns]
+    _, memory = measure_cpu(trace, EnergySettings(period_s=1.0), LOAD, {})
+    assert memory.component.energy_j == pytest.approx(10.0)
+
+
 @effort(deadline=None)
 @given(
     watts=st.lists(st.integers(0, 4000), min_size=2, max_size=200),

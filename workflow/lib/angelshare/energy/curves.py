@@ -49,9 +49,9 @@ def held(points: Curve, start_ns: int, end_ns: int) -> list[tuple[int, float]]:
     """
     inside = [point for point in points if start_ns < point[0] < end_ns]
     before = [watts for t_ns, watts in points if t_ns <= start_ns]
-    if not inside and not before:
+    if not points:
         return []
-    first_w = before[-1] if before else inside[0][1]
+    first_w = before[-1] if before else points[0][1]
     steps = [(start_ns, first_w), *inside, (end_ns, 0.0)]
     energy_j, curve = 0.0, [(start_ns, 0.0)]
     for (t0, watts), (t1, _) in pairwise(steps):
