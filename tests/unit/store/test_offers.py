@@ -10,6 +10,7 @@ from angelshare.errors import AngelshareError
 from angelshare.grid import ArtifactPlan, Study
 from angelshare.recipes import make_recipe, recipe_key
 from angelshare.reuse import fetch, offers_for, sources
+from angelshare.settings import Settings
 from angelshare.store.artifacts import ArtifactStore
 from angelshare.store.offers import ask, keep_offers, kept_offers
 from angelshare.store.remote import Remote
@@ -21,7 +22,14 @@ def plan(kind, inputs, **settings):
     recipe = make_recipe(kind, inputs=made_from, **settings)
     key = recipe_key(kind, recipe)
     return ArtifactPlan(
-        kind=kind, key=key, recipe=recipe, parts=1, inputs=inputs, name=kind, label=kind
+        kind=kind,
+        key=key,
+        recipe=recipe,
+        parts=1,
+        inputs=inputs,
+        name=kind,
+        label=kind,
+        settings=Settings(),
     )
 
 
