@@ -311,13 +311,14 @@ def test_a_changed_input_is_refused_repaired_and_its_dependants_made_again(check
     store = ArtifactStore(checkout.folder / "artifacts")
     artifact = store.artifact("dataset", dataset.name)
     manifest = artifact.manifest()
-    (path,) = artifact.paths()
-    table = read_table(path)
+    paths = {path.suffix: path for path in artifact.paths()}
+    table = read_table(paths[".parquet"])
     other = checkout.folder / "other.parquet"
     write_table(table.take(list(reversed(range(table.num_rows)))), other)
     for gone in (artifact.manifest_path, part):
         gone.unlink()
-    artifact.commit(0, {"data.parquet": other}, inputs={}, rows=table.num_rows)
+    files = {"data.parquet": other, "counts.json": paths[".json"]}
+    artifact.commit(0, files, inputs={}, rows=table.num_rows)
     artifact.seal(manifest.recipe, 1)
 
     printed = checkout.run("angelshare", "verify", check=False)
