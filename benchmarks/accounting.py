@@ -116,7 +116,8 @@ def study_of(root: Path) -> Study:
     """The study of the records in a folder."""
     count = sum(1 for _ in (root / "runs").iterdir())
     needs = {"sft": (), "kd": (("logits", "l"),), "synthetic_sft": (("corpus", "c"),)}
-    runs, scores, readers = [], [], {"logits": [], "corpus": []}
+    runs, scores = [], []
+    readers: dict[str, list[str]] = {"logits": [], "corpus": []}
     for number in range(count):
         pipeline = PIPELINES[number % 3]
         name, student = f"r{number}", f"s{number // 3 % 30}"

@@ -164,7 +164,9 @@ def _private_bytes(pid: int) -> int:
 def overhead(step: Load, seconds: float, pairs: int, device: str) -> dict[str, Any]:
     """Time of the same steps with a meter over without, less one; and what the sampler used."""
     steps = _steps_in(step, seconds, device)
-    ratios, seen, rates = [], [], []
+    ratios: list[float] = []
+    seen: list[dict[str, Any]] = []
+    rates: list[float] = []
     for pair in range(pairs):
         took: dict[bool, float] = {}
         for on in (pair % 2 == 0, pair % 2 == 1):

@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
@@ -47,13 +48,10 @@ PARTS_PER_ARTIFACT = 100
 
 
 @contextmanager
-def without_flushing():
+def without_flushing() -> Iterator[None]:
     """Let fsync return at once: preparing 10^4 parts is not what is measured."""
-    original, os.fsync = os.fsync, lambda descriptor: None
-    try:
+    with patch.object(os, "fsync"):
         yield
-    finally:
-        os.fsync = original
 
 
 def seconds(body: Callable[[], Any]) -> float:

@@ -21,8 +21,10 @@ from transformers import PreTrainedModel
 from angelshare.data.sequences import Encoded, EncodedRow
 from angelshare.teacher.cache import CacheInfo
 from angelshare.teacher.codecs import codec_of
-from angelshare.teacher.logits import Head, _capture_batch, _captured, _windows, _write_behind
+from angelshare.teacher.logits import captured_windows, windows_of
 from angelshare.teacher.settings import CaptureSettings, RskdSettings, TopkTailSettings
+from angelshare.teacher.transformers_logits import Head, capture_batch
+from angelshare.teacher.write_behind import write_behind
 
 CODECS = {
     "topk_tail": CaptureSettings(codec=TopkTailSettings(top_k=100, top_p=0.98)),
@@ -50,14 +52,14 @@ def capture(
     """Seconds, tokens per second and the overhead over both bare passes."""
     some = next(iter(settings.values()))
     lengths = [len(row.encoded.input_ids) for row in rows]
-    windows = _windows(lengths, some.batch_tokens)
+    windows = windows_of(lengths, some.batch_tokens)
     head = Head(model, vocab_size)
     contenders: dict[str, Callable[[], None]] = {
         "base": lambda: _forward(model.base_model, model, rows, windows),
         "forward": lambda: _forward(model, model, rows, windows),
     }
     for name, one in settings.items():
-        contenders[name] = lambda one=one: _job(model, head, rows, windows, one)
+        contenders[name] = lambda one=one: _job(model, head, rows, one)
     seconds = dict.fromkeys(contenders, float("inf"))
     with torch.inference_mode():
         for _ in range(repeats):
@@ -107,7 +109,6 @@ def _job(
     model: PreTrainedModel,
     head: Head,
     rows: Sequence[EncodedRow],
-    windows: Sequence[Sequence[Sequence[int]]],
     settings: CaptureSettings,
 ) -> None:
     info = CacheInfo(
@@ -124,6 +125,7 @@ def _job(
 
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "cache.parquet"
-        capture_batch = partial(_capture_batch, model, head, settings)
-        captured = _captured(capture_batch, rows, windows, nothing, nothing)
-        _write_behind(out, captured, settings, info)
+        batches = partial(capture_batch, model, head, settings)
+        write_behind(
+            out, captured_windows(lambda: batches, rows, settings, None, nothing, nothing), info
+        )

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from angelshare.data.sequences import Encoded, EncodedRow
 from angelshare.teacher.cache import CacheInfo
+from angelshare.teacher.captured import OnItsWay, split_rows
 from angelshare.teacher.codecs import codec_of
 from angelshare.teacher.codecs.rows import CachedTargets
-from angelshare.teacher.logits import OnItsWay, _selected, _split, _uniform
 from angelshare.teacher.settings import CaptureSettings
+from angelshare.teacher.transformers_logits import selected, uniform
 
 VOCABULARY, TARGETS_PER_ROW, PROMPT_PER_TARGET = 100_278, 128, 4.72
 """The last is the prompt and padding positions per target at which the paper's harness stores
@@ -76,15 +77,15 @@ def synthetic_rows(
         logits_NV = synthetic_logits(TARGETS_PER_ROW, number)
         gold_N = logits_NV.argmax(1)
         for name, one in settings.items():
-            uniform_N = _uniform([row], one)
+            uniform_N = uniform([row], one)
             pieces = [
-                _selected(logits.clone(), gold_N[at : at + 4], uniform_N[at : at + 4], one)
+                selected(logits.clone(), gold_N[at : at + 4], uniform_N[at : at + 4], one)
                 for at, logits in zip(range(0, len(gold_N), 4), logits_NV.split(4), strict=True)
             ]
             joined = OnItsWay(
                 {key: torch.cat([piece[key] for piece in pieces]) for key in pieces[0]}
             )
-            made[name].extend(_split([row], joined.arrays(), one))
+            made[name].extend(split_rows([row], joined.arrays(), one))
     return {
         name: (
             made[name],

@@ -152,6 +152,7 @@ def test_a_readme_beside_a_model_decides_nothing(values, tmp_path):
 
 
 def test_software_is_what_is_loaded(monkeypatch):
+    monkeypatch.delitem(sys.modules, "vllm", raising=False)
     found = software()
     assert found["python"] == f"{sys.version_info.major}.{sys.version_info.minor}"
     assert "vllm" not in found

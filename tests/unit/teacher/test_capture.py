@@ -18,9 +18,10 @@ from angelshare.data.tokenizer import save_tokenizer
 from angelshare.errors import AngelshareError
 from angelshare.teacher.cache import LogitCache
 from angelshare.teacher.distribution import largest
-from angelshare.teacher.logits import _capture_batch, _windows, capture_logits
+from angelshare.teacher.logits import capture_logits, windows_of
 from angelshare.teacher.models import load_causal_lm, load_tokenizer, save_model
 from angelshare.teacher.settings import CaptureSettings, TopkTailSettings
+from angelshare.teacher.transformers_logits import capture_batch
 
 TOP5 = TopkTailSettings(top_k=5, top_p=1.0)
 GRID = (1.0, 0.5, 4.0)
@@ -107,7 +108,7 @@ def test_which_logits_predict_which_target_by_hand(model_dir) -> None:
 
     rows = [EncodedRow("a", a), EncodedRow("b", b)]
     settings = CaptureSettings(codec=TopkTailSettings(top_k=1), temperatures=(1.0,))
-    arrays = _capture_batch(Spy(), EyeHead(), settings, rows).arrays()
+    arrays = capture_batch(Spy(), EyeHead(), settings, rows).arrays()
     assert seen == [[[5, 6, 7, 8], [9, 3, 0, 0]]]
     # The hidden state of row r at t is 4 r + t: targets at t = 2, 3 of row 0 and t = 1 of row 1.
     assert arrays["ids"][:, 0].tolist() == [1, 2, 4]
@@ -208,8 +209,8 @@ def test_the_batch_size_does_not_show(model_dir, labelled, tmp_path, monkeypatch
     capture(model_dir, labelled, tmp_path / "again")
     assert (tmp_path / "a").read_bytes() == (tmp_path / "again").read_bytes()
     monkeypatch.setattr("angelshare.teacher.logits.TOKENS_PER_WINDOW", 150)
-    monkeypatch.setattr("angelshare.teacher.logits.LOGITS_PER_CHUNK", 7 * 260)
-    monkeypatch.setattr("angelshare.teacher.logits.LOGITS_IN_CACHE", 3 * 260)
+    monkeypatch.setattr("angelshare.teacher.transformers_logits.LOGITS_PER_CHUNK", 7 * 260)
+    monkeypatch.setattr("angelshare.teacher.transformers_logits.LOGITS_IN_CACHE", 3 * 260)
     capture(model_dir, labelled, tmp_path / "b", batch_tokens=1)
     one, other = LogitCache([tmp_path / "a"]), LogitCache([tmp_path / "b"])
     for index in range(len(one)):
@@ -219,8 +220,8 @@ def test_the_batch_size_does_not_show(model_dir, labelled, tmp_path, monkeypatch
 
 def test_batches_hold_alike_lengths_within_their_tokens(monkeypatch) -> None:
     monkeypatch.setattr("angelshare.teacher.logits.TOKENS_PER_WINDOW", 16)
-    assert _windows([5, 2, 9, 3], batch_tokens=10) == [[[1, 0], [2]], [[3]]]
-    assert _windows([5, 2, 9, 3], batch_tokens=1) == [[[1], [0], [2]], [[3]]]
+    assert windows_of([5, 2, 9, 3], batch_tokens=10) == [[[1, 0], [2]], [[3]]]
+    assert windows_of([5, 2, 9, 3], batch_tokens=1) == [[[1], [0], [2]], [[3]]]
 
 
 def test_neither_side_of_the_writing_thread_outlives_the_other(

@@ -35,13 +35,13 @@ class Attempts:
             codec=codec, temperatures=(0.5, 1.0), max_length=96, batch_tokens=100
         )
         self.captured: list[list[str]] = []
-        original = logits._capture_batch
+        original = logits.capture_batch
 
         def noted(model, head, settings, rows):
             self.captured.append([row.id for row in rows])
             return original(model, head, settings, rows)
 
-        monkeypatch.setattr(logits, "_capture_batch", noted)
+        monkeypatch.setattr(logits, "capture_batch", noted)
 
     def run(self, name: str, *, journal: str | None = None, count=nothing) -> bytes:
         out = self.folder / name
@@ -85,7 +85,7 @@ def windows(attempts) -> list[list[list[str]]]:
     tokenizer = load_tokenizer(attempts.model_dir)
     rows = encode_table(attempts.table, tokenizer, 96)
     lengths = [len(row.encoded.input_ids) for row in rows]
-    found = logits._windows(lengths, 100)
+    found = logits.windows_of(lengths, 100)
     assert len(found) >= 5
     return [[[rows[i].id for i in batch] for batch in batches] for batches in found]
 

@@ -21,7 +21,7 @@ import torch
 
 from angelshare.data.sequences import EncodedRow
 from angelshare.errors import AngelshareError
-from angelshare.teacher.logits import OnItsWay
+from angelshare.teacher.captured import OnItsWay
 from angelshare.teacher.models import load_config
 from angelshare.teacher.settings import CaptureSettings, TopkTailSettings
 from angelshare.teacher.vllm_backend import start_engine
