@@ -120,6 +120,31 @@ def test_a_reset_and_a_lost_gpu(nvml: Nvml, job: JobMaker, tmp_path: Path) -> No
     assert (gone.power.coverage or 1.0) < 0.7
 
 
+def test_a_gpu_that_stands_in_for_a_lost_one_is_not_charged(
+    nvml: Nvml, job: JobMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = tmp_path / "lost"
+    nvml.play(
+        *["gpu GPU-0x H100", "seg 1 100 100", f"lost {lost}"],
+        *["gpu GPU-1x H100", "seg 1 700 700"],
+    )
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-0x")
+    one = job()
+    with window(one, GPUS):
+        time.sleep(0.4)
+        lost.touch()
+        time.sleep(0.6)
+    record = validate_sidecar(one.sidecar)
+    (part,) = gpus(record)
+    assert part.device is not None
+    assert part.device.uuid == "GPU-0x"
+    assert part.energy_j is not None
+    assert part.u is not None
+    assert part.energy_j == pytest.approx(100.0 * record.time.duration_s, rel=0.15)
+    assert (part.u.gap_j95 or 0.0) >= 100.0 * 0.5
+    assert "gpu_lost" in {warning.code for warning in record.warnings or []}, record.warnings
+
+
 def test_slow_answers_widen_the_bound(nvml: Nvml, job: JobMaker) -> None:
     nvml.play("latency_us 60000", "gpu GPU-0 H100", "seg 1 300 300")
     record = measured(job())

@@ -126,8 +126,11 @@ def _by_counter(
     )
     measured = Measured(component=component, curve=clipped(counted.curve, *bounds))
     if counted.held_j:
-        text = f"counter reset {counted.resets} times or lost: {counted.held_j:.1f} J are held"
-        measured.warnings.append(Warning(code="counter_reset", text=text))
+        what, code = "the device did not answer", "gpu_lost"
+        if counted.resets:
+            what, code = f"its counter was reset {counted.resets} times", "counter_reset"
+        text = f"{what}: {counted.held_j:.1f} J are its last known power, held"
+        measured.warnings.append(Warning(code=code, text=text))
     if edges.energy_j <= edges.u95_j:
         component.energy_j, component.quality = None, "missing"
         text = f"too short to resolve: {edges.energy_j:.2f} J, known to {edges.u95_j:.2f} J"
