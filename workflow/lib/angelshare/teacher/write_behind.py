@@ -38,19 +38,20 @@ def write_behind(out: Path, windows: Iterable[Window], info: CacheInfo) -> None:
         try:
             for window in windows:
                 _put(waiting, window, writing)
-            _put(waiting, None, writing)
+                if writing.done():
+                    break
         except BaseException:
+            # What the writer says of it then is of no interest, whatever it is.
             abandoned.set()
-            if not writing.done():
-                _put(waiting, None, writing)
             raise
+        finally:
+            _put(waiting, None, writing)
         writing.result()
 
 
 def _put(waiting: queue.Queue[Window | None], item: Window | None, writing: Future[None]) -> None:
-    """Hand over ``item``; raises the writer's error if it has failed."""
+    """Hand over ``item``, unless the writer has failed."""
     while not writing.done():
         with suppress(queue.Full):
             waiting.put(item, timeout=0.1)
             return
-    writing.result()
