@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from angelshare.errors import AngelshareError
+from angelshare.teacher.codecs.codec import Codec
 from angelshare.teacher.codecs.rskd import Rskd
 from angelshare.teacher.codecs.topk_tail import TopkTail
 from angelshare.teacher.settings import RskdSettings, TopkTailSettings
 
-Codec = TopkTail | Rskd
 CODECS: dict[str, type[TopkTail] | type[Rskd]] = {codec.name: codec for codec in (TopkTail, Rskd)}
 
 

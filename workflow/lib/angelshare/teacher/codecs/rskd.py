@@ -15,17 +15,18 @@ that; a loss at another temperature is refused.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
 
+from angelshare.teacher.codecs.codec import Codec
 from angelshare.teacher.codecs.rows import CachedTargets, Lists, as_lists, half, list_field
 
 
 @dataclass(frozen=True, slots=True)
-class Rskd:
+class Rskd(Codec):
     """See the module."""
 
     samples: int
@@ -48,12 +49,7 @@ class Rskd:
         "vocabulary for every temperature T."
     )
 
-    def parameters(self) -> dict[str, Any]:
-        """What the metadata records of this codec's settings."""
-        return asdict(self)
-
     def encode(self, rows: Sequence[CachedTargets], ranks: np.ndarray) -> dict[str, pa.Array]:
-        """The codec's columns for ``rows``; ``ranks`` int32 [V] is the alphabet."""
         counts = [np.rint(np.exp(row.logits) * self.samples).astype(np.int32) for row in rows]
         return {
             "token_ranks": as_lists([ranks[row.token_ids] for row in rows]),
@@ -69,7 +65,6 @@ class Rskd:
         ids: np.ndarray,
         temperatures: tuple[float, ...],
     ) -> dict[str, np.ndarray]:
-        """The codec's fields of a `CachedTargets`; ``ids`` is the id of every rank."""
         partition = columns["log_partition"][row]
         log_partition = partition.reshape(-1, len(temperatures))
         return {

@@ -13,17 +13,18 @@ for what is more probable than exp(-16).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
 
+from angelshare.teacher.codecs.codec import Codec
 from angelshare.teacher.codecs.rows import CachedTargets, Lists, as_lists, half, list_field
 
 
 @dataclass(frozen=True, slots=True)
-class TopkTail:
+class TopkTail(Codec):
     """See the module."""
 
     top_k: int
@@ -47,12 +48,7 @@ class TopkTail:
         "rounding."
     )
 
-    def parameters(self) -> dict[str, Any]:
-        """What the metadata records of this codec's settings."""
-        return asdict(self)
-
     def encode(self, rows: Sequence[CachedTargets], ranks: np.ndarray) -> dict[str, pa.Array]:
-        """The codec's columns for ``rows``; ``ranks`` int32 [V] is the alphabet."""
         return {
             "token_ranks": as_lists([ranks[row.token_ids] for row in rows]),
             "logprobs": as_lists([half(row.logits) for row in rows]),
@@ -67,7 +63,6 @@ class TopkTail:
         ids: np.ndarray,
         temperatures: tuple[float, ...],
     ) -> dict[str, np.ndarray]:
-        """The codec's fields of a `CachedTargets`; ``ids`` is the id of every rank."""
         stored = columns["logprobs"][row]
         log_tail = columns["log_tail"][row].reshape(-1, len(temperatures))
         starts = np.cumsum(kept) - kept
