@@ -11,6 +11,7 @@ about 2 to 4 GB together.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -143,58 +144,40 @@ def _optimizer_bytes(shape: DecoderShape, optimizer: str, mixed: bool) -> int:
     return 4 * (factors + largest * (WORKING_COPIES - mixed))
 
 
-def _olmo2(
-    hidden: int, layers: int, heads: int, key_value_heads: int, intermediate: int
-) -> DecoderShape:
-    return DecoderShape(
-        hidden=hidden,
-        layers=layers,
-        heads=heads,
-        key_value_heads=key_value_heads,
-        intermediate=intermediate,
-        vocabulary=100_352,
-        query_key_norms=True,
-    )
+def _family(
+    vocabulary: int, *, biases: bool = False, query_key_norms: bool = False
+) -> Callable[[int, int, int, int, int], DecoderShape]:
+    """What the models of a family share; a member's sizes are the arguments of the result."""
 
+    def member(
+        hidden: int, layers: int, heads: int, key_value_heads: int, intermediate: int
+    ) -> DecoderShape:
+        return DecoderShape(
+            hidden=hidden,
+            layers=layers,
+            heads=heads,
+            key_value_heads=key_value_heads,
+            intermediate=intermediate,
+            vocabulary=vocabulary,
+            biases=biases,
+            query_key_norms=query_key_norms,
+        )
+
+    return member
+
+
+_OLMO2 = _family(100_352, query_key_norms=True)
+_LLAMA31 = _family(128_256)
+_QWEN25 = _family(152_064, biases=True)
 
 SHAPES: dict[str, DecoderShape] = {
-    "OLMo-2 1B": _olmo2(2048, 16, 16, 16, 8192),
-    "OLMo-2 7B": _olmo2(4096, 32, 32, 32, 11_008),
-    "OLMo-2 13B": _olmo2(5120, 40, 40, 40, 13_824),
-    "OLMo-2 32B": _olmo2(5120, 64, 40, 8, 27_648),
-    "Llama-3.1 8B": DecoderShape(
-        hidden=4096,
-        layers=32,
-        heads=32,
-        key_value_heads=8,
-        intermediate=14_336,
-        vocabulary=128_256,
-    ),
-    "Llama-3.1 70B": DecoderShape(
-        hidden=8192,
-        layers=80,
-        heads=64,
-        key_value_heads=8,
-        intermediate=28_672,
-        vocabulary=128_256,
-    ),
-    "Qwen2.5 7B": DecoderShape(
-        hidden=3584,
-        layers=28,
-        heads=28,
-        key_value_heads=4,
-        intermediate=18_944,
-        vocabulary=152_064,
-        biases=True,
-    ),
-    "Qwen2.5 72B": DecoderShape(
-        hidden=8192,
-        layers=80,
-        heads=64,
-        key_value_heads=8,
-        intermediate=29_568,
-        vocabulary=152_064,
-        biases=True,
-    ),
+    "OLMo-2 1B": _OLMO2(2048, 16, 16, 16, 8192),
+    "OLMo-2 7B": _OLMO2(4096, 32, 32, 32, 11_008),
+    "OLMo-2 13B": _OLMO2(5120, 40, 40, 40, 13_824),
+    "OLMo-2 32B": _OLMO2(5120, 64, 40, 8, 27_648),
+    "Llama-3.1 8B": _LLAMA31(4096, 32, 32, 8, 14_336),
+    "Llama-3.1 70B": _LLAMA31(8192, 80, 64, 8, 28_672),
+    "Qwen2.5 7B": _QWEN25(3584, 28, 28, 4, 18_944),
+    "Qwen2.5 72B": _QWEN25(8192, 80, 64, 8, 29_568),
 }
 """The models of ``config/grids``, from their published configurations."""
