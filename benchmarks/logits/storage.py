@@ -23,7 +23,6 @@ from angelshare.teacher.codecs.rows import CachedTargets
 
 from .teachers import PROMPT_PER_TARGET
 
-PAPER_K = 100
 Captures = Mapping[str, tuple[Sequence[CachedTargets], CacheInfo]]
 
 

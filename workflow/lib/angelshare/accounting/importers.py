@@ -8,7 +8,7 @@
 
 Each row says in `lacks` what its source does not know. What a source cannot say at all (which run,
 pipeline, student or shared artifact it belongs to) comes from a CSV with the column `id` and any of
-`NAMED`, or is guessed from names (harness) or left empty for the user to fill in.
+those columns, or is guessed from names (harness) or left empty for the user to fill in.
 """
 
 from __future__ import annotations
@@ -28,9 +28,6 @@ from angelshare.accounting.units import J_PER_KWH
 from angelshare.energy.slurm import UNKNOWN
 from angelshare.errors import AngelshareError
 from angelshare.files import publish_bytes
-
-NAMED = ("run", "pipeline", "student", "dataset", "seed", "stage", "artifact")
-"""What a table of runs may say of a row."""
 
 Row = dict[str, Any]
 

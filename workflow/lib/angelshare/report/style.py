@@ -21,7 +21,7 @@ VIEW_CAPTIONS = {
     "amortized": "every upstream artifact shared by the runs that really read it",
 }
 
-INK, FAINT, PAPER = "#1f2328", "#8a9099", "#ffffff"
+INK, FAINT = "#1f2328", "#8a9099"
 
 
 class Look(NamedTuple):
