@@ -46,7 +46,9 @@ def test_a_killed_training_is_billed_and_its_rerun_resumes(checkout):
     )
     results = checkout.folder / "results"
     script = wait_for(lambda: running_script(workflow.pid, "train_student"))
-    wait_for(lambda: list(results.glob("checkpoints/*/checkpoint-*")))
+    # Written last, in one small write: from then on the checkpoint is whole.
+    states = "checkpoints/*/checkpoint-*/trainer_state.json"
+    wait_for(lambda: [path for path in results.glob(states) if path.stat().st_size])
     os.kill(script.pid, signal.SIGKILL)
     assert workflow.wait(120) != 0
     (run,) = results.glob("students/kd-*-s7-*")
