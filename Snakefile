@@ -22,6 +22,7 @@ include: "rules/data.smk"
 include: "rules/teacher.smk"
 include: "rules/student.smk"
 include: "rules/evaluation.smk"
+include: "rules/judges.smk"
 include: "rules/accounting.smk"
 include: "rules/frontiers.smk"
 

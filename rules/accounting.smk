@@ -48,6 +48,11 @@ rule account:
         training=expand("<results>/students/{run}/training.json", run=STUDY.runs),
         scores=expand("<results>/scores/{run}.json", run=STUDY.runs),
         energy=expand("<results>/scores/{run}.energy.json", run=STUDY.runs),
+        judged=expand(
+            "<results>/judgements/{benchmark}/{run}.json",
+            benchmark=STUDY.judged,
+            run=STUDY.runs,
+        ),
     output:
         tables=expand("<results>/accounting/{table}.parquet", table=TABLES),
         energy="<results>/accounting/energy.json",

@@ -95,6 +95,7 @@ wildcard_constraints:
     part="[0-9]{5}",
     run="[A-Za-z0-9_.-]+",
     dataset="[A-Za-z0-9_-]+",
+    benchmark="[a-z0-9_]+",
 
 
 # Two things keep a store's content from being made twice. Every edge that reads from the store is
@@ -229,6 +230,16 @@ def evaluation_recipe(wildcards) -> dict:
     """What decides a score besides the student: the evaluation settings and the dataset."""
     dataset = STUDY.runs[wildcards.run].inputs["dataset"]
     return make_recipe("evaluation", dataset=dataset.key, evaluation=STUDY.evaluation)
+
+
+def answers_recipe(wildcards) -> dict:
+    """What decides a student's answers to a judged benchmark, besides the student."""
+    return make_recipe("answers", **STUDY.judged[wildcards.benchmark].answers)
+
+
+def judgements_recipe(wildcards) -> dict:
+    """What decides the verdicts, besides the answers."""
+    return make_recipe("judgements", **STUDY.judged[wildcards.benchmark].judgements)
 
 
 def accounting_recipe(wildcards) -> dict:

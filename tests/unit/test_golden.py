@@ -17,6 +17,7 @@ import pytest
 from angelshare.recipes import STAGE_VERSIONS
 
 GOLDEN = Path(__file__).resolve().parents[1] / "data/golden.json"
+BENCHMARKS = GOLDEN.with_name("benchmarks")
 DIGITS = 12
 TOLERANCE = 2e-3
 """Processors round differently; meanings do not differ by so little."""
@@ -39,6 +40,14 @@ def fingerprints(folder: Path) -> dict[str, dict[str, float | str]]:
     from angelshare.data.tables import in_splits
     from angelshare.data.tokenizer import problem_tokenizer, save_tokenizer, tokenizer_digest
     from angelshare.evaluation.harness import evaluate_model
+    from angelshare.evaluation.judges.asking import Reply
+    from angelshare.evaluation.judges.mt_bench_101 import (
+        prompts,
+        questions,
+        read_rubric,
+        read_turns,
+        score,
+    )
     from angelshare.evaluation.settings import EvaluationSettings
     from angelshare.student.requests import TrainRequest
     from angelshare.student.settings import (
@@ -139,7 +148,22 @@ def fingerprints(folder: Path) -> dict[str, dict[str, float | str]]:
         ),
         "value": scores[0].value,
     }
+    rubric = read_rubric(BENCHMARKS / "mt_bench_101_prompts.py")
+    turns = read_turns(BENCHMARKS / "mt_bench_101.jsonl", rubric)
+    asked_of = prompts(turns).to_pylist()
+    rows = [
+        {**row, "finish_reason": "stop", "messages": [{"role": "assistant", "content": row["id"]}]}
+        for row in asked_of
+    ]
+    asked, _ = questions(turns, rows, rubric, 64)
+    verdicts = {turn.id: Reply(text=f"[[{turn.number + 4}]]") for turn in turns}
+    judged = score(turns, verdicts, {}, task_version="", harness="")
     return {
+        "answers": {"prompts": text_digest(asked_of)},
+        "judgements": {
+            "questions": text_digest([one.messages for one in asked]),
+            "value": judged[0].value,
+        },
         "dataset": {"rows": text_digest(table.to_pylist())},
         "tokenizer": {"digest": tokenizer_digest(tokenizer)[:DIGITS]},
         "model": {"last_loss": teacher.last_loss},

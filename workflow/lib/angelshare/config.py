@@ -27,6 +27,7 @@ from angelshare.data.settings import (
 from angelshare.distillable import cache_problems
 from angelshare.energy.settings import CarbonSettings, EnergySettings
 from angelshare.errors import AngelshareError
+from angelshare.evaluation.judges.settings import JudgeSettings
 from angelshare.evaluation.settings import EvaluationSettings
 from angelshare.planning.settings import BudgetSettings
 from angelshare.recipes import digest
@@ -164,10 +165,14 @@ RuleName = Literal[
     "capture_logits",
     "generate_corpus",
     "evaluate_teacher",
+    "answer_teacher",
+    "judge_teacher",
     "seal",
     "fetch",
     "train_student",
     "evaluate_student",
+    "answer_student",
+    "judge_student",
     "account",
     "frontiers",
 ]
@@ -179,6 +184,10 @@ MODEL_RULES = frozenset(
         "evaluate_teacher",
         "train_student",
         "evaluate_student",
+        "answer_teacher",
+        "judge_teacher",
+        "answer_student",
+        "judge_student",
     }
 )
 """The rules whose jobs run a model."""
@@ -252,6 +261,8 @@ class Config(Settings):
     """How every student is trained."""
     evaluation: EvaluationSettings = EvaluationSettings()
     """How teacher and students are scored."""
+    judges: dict[str, JudgeSettings] = {}
+    """The judges by name."""
     grid: list[GridBlock] = Field(min_length=1)
     """The student runs."""
     energy: EnergySettings = EnergySettings()

@@ -105,6 +105,12 @@ def dangling_names(config: Config) -> Iterator[str]:
                 yield _unknown(f"teachers.{name}.tokenizer", teacher.tokenizer, config.tokenizers)
     for name, tokenizer in config.tokenizers.items():
         yield from _generated(config, f"tokenizers.{name}.dataset", tokenizer.dataset)
+    for one in config.evaluation.judged:
+        if one.judge not in config.judges:
+            yield _unknown(f"evaluation.judged.{one.benchmark}.judge", one.judge, config.judges)
+    for name, judge in config.judges.items():
+        if not judge.endpoint and not judge.revision and not is_local(judge.model):
+            yield f"judges.{name}.revision is missing: name the hub commit of {judge.model}."
     for name, student in config.students.items():
         if student.tokenizer is not None and student.tokenizer not in config.tokenizers:
             yield _unknown(f"students.{name}.tokenizer", student.tokenizer, config.tokenizers)
@@ -173,6 +179,10 @@ def unusable_paths(config: Config) -> Iterator[str]:
     tasks = config.evaluation.task_folder
     if tasks is not None and not Path(tasks).is_dir():
         yield f"evaluation.task_folder: there is no folder {tasks!r}."
+    for one in config.evaluation.judged:
+        for field, path in (("data", one.data), ("prompts", one.prompts)):
+            if not Path(path).is_file():
+                yield f"evaluation.judged.{one.benchmark}.{field}: there is no file {path!r}."
     for number, layer in enumerate(config.store.layers):
         if not Path(layer).is_dir():
             yield f"store.layers[{number}]: there is no store at {layer}."

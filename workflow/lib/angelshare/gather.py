@@ -107,18 +107,22 @@ def _teacher_scores(study: Study, store: ArtifactStore) -> dict[str, dict[str, S
         key: {
             benchmark_of(record): record
             for path in store.artifact(plan.kind, key).paths()
+            if path.suffix == ".json"
             for record in read_json(path)
         }
         for key, plan in study.artifacts.items()
-        if plan.kind == "scores"
+        if plan.kind in ("scores", "judgements")
     }
 
 
 def _scores(
     run: RunPlan, config: Config, teacher_scores: dict[str, dict[str, ScoreRecord]]
 ) -> list[accounting.Score]:
-    teacher = teacher_scores[run.scores.key] if run.scores else {}
+    compared = [plan for plan in run.compared_with() if plan.key in teacher_scores]
+    teacher = {name: one for plan in compared for name, one in teacher_scores[plan.key].items()}
     records = read_json(Path(config.results, "scores", f"{run.name}.json"))
+    for one in config.evaluation.judged:
+        records += read_json(Path(config.results, "judgements", one.benchmark, f"{run.name}.json"))
     in_quality = counted(records, config.evaluation.tasks)
     return [
         accounting.Score(
@@ -188,6 +192,11 @@ def _sources(
         for folder in (
             results / "students" / run / "energy.attempts",
             results / "scores" / f"{run}.energy.attempts",
+            *(
+                results / kind / benchmark / f"{run}.energy.attempts"
+                for kind in ("answers", "judgements")
+                for benchmark in study.judged
+            ),
         )
     ]
     apart = [accounting.AttemptSource(results / "prerun" / "energy.attempts")]

@@ -15,6 +15,7 @@ from typing import Any, TypeVar, cast
 
 from angelshare.config import Config, GridBlock, PipelineSettings
 from angelshare.data.settings import AnswerFilter, DataSource
+from angelshare.evaluation.judges.settings import JudgedSettings
 from angelshare.fingerprints import Fingerprints
 from angelshare.recipes import Recipe, make_recipe, recipe_key
 from angelshare.settings import Settings
@@ -68,6 +69,8 @@ class RunPlan:
     """The artifacts it reads, by role: ``dataset``, ``tokenizer``, ``corpus``, ``logits``."""
     scores: ArtifactPlan | None
     """The teacher's own scores, which say what its quality is relative to."""
+    judged: dict[str, ArtifactPlan]
+    """The judgements of the teacher's own answers, by benchmark."""
 
     @property
     def distilled(self) -> bool:
@@ -85,7 +88,24 @@ class RunPlan:
         The teacher's evaluation belongs to the bill of the runs that were distilled from it; a
         baseline that is merely compared with the teacher does not pay for it.
         """
-        return [*self.upstream(), *([self.scores] if self.scores and self.distilled else [])]
+        compared = self.compared_with() if self.distilled else []
+        return list({plan.key: plan for plan in (*self.upstream(), *compared)}.values())
+
+    def compared_with(self) -> list[ArtifactPlan]:
+        """What the teacher's own evaluation made, inputs first."""
+        answers = [plan.inputs["answers"] for plan in self.judged.values()]
+        return [*([self.scores] if self.scores else []), *answers, *self.judged.values()]
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A judged benchmark."""
+
+    settings: JudgedSettings
+    answers: Recipe
+    """What decides its answers, besides the model."""
+    judgements: Recipe
+    """What decides the verdicts, besides the answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +118,8 @@ class Study:
     """By name."""
     evaluation: Recipe = field(default_factory=dict)
     """What decides a score besides the model and the dataset."""
+    judged: dict[str, Judged] = field(default_factory=dict)
+    """By benchmark."""
 
     @property
     def datasets(self) -> dict[str, ArtifactPlan]:
@@ -118,7 +140,7 @@ class Study:
         todo = [
             plan
             for run in self.runs.values()
-            for plan in (*run.inputs.values(), *([run.scores] if run.scores else []))
+            for plan in (*run.inputs.values(), *run.compared_with())
         ]
         found: dict[str, ArtifactPlan] = {}
         while todo:
@@ -138,11 +160,11 @@ def _labelled(plan: ArtifactPlan) -> float:
 def plan_study(config: Config) -> Study:
     """Expand the configuration's grid into artifacts and runs. Reads no artifact."""
     planner = _Planner(config)
-    study = Study(evaluation=planner.evaluation())
+    study = Study(evaluation=planner.evaluation(), judged=planner.judged())
     for block in config.grid:
         for run in planner.runs(block):
             study.runs[run.name] = run
-            upstream = [*run.inputs.values(), *([run.scores] if run.scores else [])]
+            upstream = [*run.inputs.values(), *run.compared_with()]
             for top in upstream:
                 if top.key not in study.artifacts:
                     study.artifacts.update((plan.key, plan) for plan in top.closure())
@@ -330,6 +352,50 @@ class _Planner:
             recipe["task_folder"] = {"sha256": self.fingerprints.folder(settings.task_folder)}
         return recipe
 
+    def judged(self) -> dict[str, Judged]:
+        """The judged benchmarks, with what decides their answers and verdicts."""
+        found: dict[str, Judged] = {}
+        for settings in self.config.evaluation.judged:
+            files = {
+                name: {"sha256": self.fingerprints.file(path)}
+                for name, path in (("data", settings.data), ("prompts", settings.prompts))
+            }
+            judge = self.config.judges[settings.judge]
+            who = judge.identity()
+            if judge.endpoint is None:
+                del who["revision"]
+                who["model"] = self.fingerprints.model(judge.model, judge.revision)
+            found[settings.benchmark] = Judged(
+                settings=settings,
+                answers={"benchmark": settings.identity(), "files": files},
+                judgements={
+                    "benchmark": settings.benchmark,
+                    "limit": settings.limit,
+                    "files": files,
+                    "judge": who,
+                },
+            )
+        return found
+
+    def judgements(self, teacher: str) -> dict[str, ArtifactPlan]:
+        """The judgements of a teacher's answers, by benchmark."""
+        inputs, named = self.teacher(teacher)
+        found = {}
+        for name, judged in self.judged().items():
+            label = f"{teacher} on {name}"
+            answers = self.artifact(
+                "answers", teacher, inputs, judged.settings, label=label, **judged.answers, **named
+            )
+            found[name] = self.artifact(
+                "judgements",
+                teacher,
+                {"answers": answers},
+                judged.settings,
+                label=f"{label}, by {judged.settings.judge}",
+                **judged.judgements,
+            )
+        return found
+
     # -- runs -------------------------------------------------------------------------------------
 
     def runs(self, block: GridBlock) -> Iterator[RunPlan]:
@@ -409,6 +475,7 @@ class _Planner:
             loss=loss,
             inputs=inputs,
             scores=self.scores(data.name, block.teacher) if block.teacher else None,
+            judged=self.judgements(block.teacher) if block.teacher else {},
         )
 
 

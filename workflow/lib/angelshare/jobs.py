@@ -48,6 +48,8 @@ STAGES: dict[str, tuple[str, Role]] = {
     "logits": ("teacher_logits", "teacher"),
     "corpus": ("teacher_generation", "teacher"),
     "scores": ("teacher_evaluate", "teacher"),
+    "answers": ("teacher_evaluate", "teacher"),
+    "judgements": ("judge", "teacher"),
 }
 """Stage and role, in the sidecar's words, of the work on each kind of artifact."""
 

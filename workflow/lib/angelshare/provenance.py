@@ -138,6 +138,8 @@ def _teacher_name(plan: ArtifactPlan) -> str:
     """The teacher of an artifact by what it is, not by what a configuration calls it."""
     if "teacher" in plan.inputs:
         return name_of(plan.inputs["teacher"])
+    if "answers" in plan.inputs:
+        return _teacher_name(plan.inputs["answers"])
     named: dict[str, Any] = plan.recipe["teacher"]
     if "hub" in named:
         return f"{named['hub']}@{named['revision']}"

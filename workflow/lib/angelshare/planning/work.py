@@ -6,6 +6,7 @@ dataset, else from the configured lengths as wide bounds (`_ASSUMED`).
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ RULES = {
     "logits": "capture_logits",
     "corpus": "generate_corpus",
     "scores": "evaluate_teacher",
+    "answers": "answer_teacher",
+    "judgements": "judge_teacher",
 }
 """The rule that makes a part of an artifact of each kind."""
 
@@ -41,6 +44,8 @@ STAGES = {
     "logits": "teacher_logits",
     "corpus": "teacher_generation",
     "scores": "teacher_evaluate",
+    "answers": "teacher_evaluate",
+    "judgements": "judge",
 }
 
 _ASSUMED = Range(0.5, 0.1, 1.0)
@@ -175,6 +180,7 @@ class WorkList:
         for run in self.study.runs.values():
             yield self._training(run)
             yield self._evaluation(run)
+            yield from self._judged(run)
 
     # -- artifacts --------------------------------------------------------------------------------
 
@@ -216,7 +222,9 @@ class WorkList:
     def _action(self, plan: ArtifactPlan) -> str:
         if plan.kind == "dataset":
             return "fetch" if self.config.datasets[plan.name].source == "hub" else "prepare"
-        actions = {"tokenizer": "prepare", "model": "train", "scores": "evaluate"}
+        if plan.kind in ("scores", "answers", "judgements"):
+            return "evaluate"
+        actions = {"tokenizer": "prepare", "model": "train"}
         return actions.get(plan.kind, "generate")
 
     def _part_rows(self, plan: ArtifactPlan) -> float | None:
@@ -225,6 +233,8 @@ class WorkList:
             return float(plan.recipe["settings"]["steps"] * plan.recipe["settings"]["batch_size"])
         if plan.kind == "scores":
             return self._problems(plan.inputs.get("dataset"))[0]
+        if plan.kind in ("answers", "judgements"):
+            return None
         if "splits" not in plan.recipe:
             return 0.0
         source = plan.inputs["sequences"]
@@ -337,6 +347,25 @@ class WorkList:
             length=per_row,
             runs_model=True,
         )
+
+    def _judged(self, run: RunPlan) -> Iterator[WorkItem]:
+        """Answers and verdicts; how long they are, nothing here says."""
+        rules = (
+            ("answer_student", "evaluate", "answers"),
+            ("judge_student", "judge", "judgements"),
+        )
+        for benchmark, (rule, stage, kind) in itertools.product(self.study.judged, rules):
+            yield self._item(
+                rule,
+                stage,
+                {"run": run.name, "benchmark": benchmark},
+                f"{kind} of {run.name} on {benchmark}",
+                "evaluate",
+                Path(self.config.results, kind, benchmark, f"{run.name}.json").exists(),
+                run=run.name,
+                model=self.models[f"student {run.student}"],
+                runs_model=True,
+            )
 
     def _item(
         self,

@@ -28,6 +28,8 @@ RULES = {
     "logits": "capture_logits",
     "corpus": "generate_corpus",
     "scores": "evaluate_teacher",
+    "answers": "answer_teacher",
+    "judgements": "judge_teacher",
 }
 """The rule that makes the parts of each kind of artifact."""
 J_PER_KWH = 3.6e6
@@ -187,6 +189,12 @@ class Reader:
             log = self.logs / "evaluate_student" / f"{run}.log"
             attempts = self._attempts.read([scores / f"{run}.energy.attempts"])
             yield _task("evaluate_student", run, log, (scores / f"{run}.json").exists(), attempts)
+            for rule, kind in (("answer_student", "answers"), ("judge_student", "judgements")):
+                for benchmark in self.study.judged:
+                    record = results / kind / benchmark / f"{run}.json"
+                    attempts = self._attempts.read([record.with_suffix(".energy.attempts")])
+                    log = self.logs / rule / f"{benchmark}-{run}.log"
+                    yield _task(rule, f"{run} on {benchmark}", log, record.exists(), attempts)
 
 
 def _task(

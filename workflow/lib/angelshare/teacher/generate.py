@@ -83,7 +83,7 @@ def generate_corpus(
     left = [prompt for prompt in prompts if prompt.id not in completions]
     generator: Generator | None = None
     if left:
-        generator = _back_end(settings)(
+        generator = back_end(settings)(
             model_dir,
             tokenizer,
             settings,
@@ -144,8 +144,8 @@ def _fitting(asked: Sequence[Prompt], settings: DecodingSettings, room: int) -> 
     return fitting
 
 
-def _back_end(settings: DecodingSettings) -> type[TransformersGenerator] | type[VllmGenerator]:
-    """Only the back end that is asked for is imported."""
+def back_end(settings: DecodingSettings) -> type[TransformersGenerator] | type[VllmGenerator]:
+    """The back end of the settings; no other is imported."""
     if settings.backend == "transformers":
         from angelshare.teacher.transformers_backend import TransformersGenerator
 

@@ -1,0 +1,1 @@
+"""Benchmarks that a language model judges, and the judges."""
