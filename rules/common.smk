@@ -252,6 +252,11 @@ def accounting_recipe(wildcards) -> dict:
             "runs": sorted(STUDY.runs),
             "accounting": CONFIG.accounting.model_dump(),
             "counts": CONFIG.evaluation.counts,
+            "cited": {
+                name: teacher.model_dump()["scores"]
+                for name, teacher in CONFIG.teachers.items()
+                if getattr(teacher, "scores", None)
+            },
             "foreign_consumers": ARTIFACTS.foreign_consumers(team, artifacts),
         }
     )

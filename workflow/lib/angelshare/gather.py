@@ -124,17 +124,33 @@ def _scores(
     for one in config.evaluation.judged:
         records += read_json(Path(config.results, "judgements", one.benchmark, f"{run.name}.json"))
     in_quality = counted(records, config.evaluation.tasks)
-    return [
-        accounting.Score(
-            run=run.name,
-            benchmark=(name := benchmark_of(record)),
-            score=record["value"],
-            stderr=record["stderr"],
-            teacher_score=_same_problems(run, record, teacher[name]) if name in teacher else None,
-            in_quality=name in in_quality,
+    cited = getattr(config.teachers.get(run.teacher or ""), "scores", {})
+    found = []
+    for record in records:
+        name = benchmark_of(record)
+        compared_with: dict[str, Any] = {}
+        if name in in_quality and (published := cited.get(record["task"])):
+            compared_with = {
+                "teacher_score": published.score,
+                "teacher_stderr": published.stderr,
+                "teacher_source": f"cited from {published.source}",
+            }
+        elif name in teacher:
+            compared_with = {
+                "teacher_score": _same_problems(run, record, teacher[name]),
+                "teacher_stderr": teacher[name]["stderr"],
+            }
+        found.append(
+            accounting.Score(
+                run=run.name,
+                benchmark=name,
+                score=record["value"],
+                stderr=record["stderr"],
+                in_quality=name in in_quality,
+                **compared_with,
+            )
         )
-        for record in records
-    ]
+    return found
 
 
 def _same_problems(run: RunPlan, student: ScoreRecord, teacher: ScoreRecord) -> float:

@@ -29,7 +29,7 @@ _TAKEN = frozenset(
     | {"note", "datasets", "benchmarks_missing", "co2e_g", "j_per_token", "view", "energy_j"}
     | {"private_j", "teacher_j", "wasted_j", "inference_j_per_token", "teacher_share_j"}
     | {"prefill_j_per_token", "decode_j_per_token", "teacher_inference_j_per_token"}
-    | {"om_perf", "eff_overall", "inference_batch_size"}
+    | {"teacher_scores", "om_perf", "eff_overall", "inference_batch_size"}
     | {f"{view}_{what}" for view in VIEWS for what in ("j", "low_j", "high_j", "co2e_g")}
 )
 
@@ -91,7 +91,8 @@ def run_table(
     frame = frame.join(quality, on="run", how="left", maintain_order="left")
     first = [*RUN_COLUMNS, *names, "setting", "distilled"]
     core = ["student_only_j", "one_off_j", "amortized_j", "tokens", "j_per_token", "co2e_g"]
-    scores = ["quality", "quality_stderr", "benchmarks_missing", *benchmark_names(study)]
+    scores = ["quality", "quality_stderr", "benchmarks_missing", "teacher_scores"]
+    scores += [*benchmark_names(study)]
     spread = [f"{view}_{what}" for view in VIEWS for what in ("low_j", "high_j", "j_per_token")]
     rest = ["student_only_co2e_g", "amortized_co2e_g", "private_j", "teacher_j", "teacher_share_j"]
     own_columns = ["wasted_j", "inference_j_per_token", "unresolved_attempts", "parameters"]
@@ -229,12 +230,21 @@ def _upstream(study: Study, bills: pl.DataFrame, shares: pl.DataFrame) -> pl.Dat
     return every.join(sums, on="run", how="left").with_columns(pl.exclude("run").fill_null(0.0))
 
 
+def _ratio_errors(score: Score, teacher_score: float) -> list[float]:
+    """What the standard errors of both scores do to student / teacher, to first order."""
+    ratio = score.score / teacher_score
+    own = [] if score.stderr is None else [score.stderr / teacher_score]
+    theirs = [] if score.teacher_stderr is None else [ratio * score.teacher_stderr / teacher_score]
+    return own + theirs
+
+
 def _quality(study: Study) -> pl.DataFrame:
     """Per run: quality, its standard error from the benchmarks', and the scores themselves.
 
     Q = mean over the study's benchmarks of score / teacher score; null where a run lacks one of
-    them, because means over different benchmarks do not compare. Errors of benchmarks are
-    independent; one without a standard error counts as exact.
+    them, because means over different benchmarks do not compare. Errors of benchmarks, and of
+    student and teacher, count as independent; a score without a standard error counts as exact.
+    The teacher's error is common to its students: of their differences this says too much.
     """
     counted = sorted({score.benchmark for score in study.scores if score.in_quality})
     by_run: dict[str, dict[str, Score]] = {run.run: {} for run in study.runs}
@@ -247,9 +257,10 @@ def _quality(study: Study) -> pl.DataFrame:
         complete = bool(counted) and not missing
         ratios = [score.score / score.teacher_score for score in usable if score.teacher_score]
         errors = [
-            score.stderr / score.teacher_score
+            error
             for score in usable
-            if score.teacher_score and score.stderr is not None
+            if score.teacher_score
+            for error in _ratio_errors(score, score.teacher_score)
         ]
         count = len(ratios)
         rows.append(
@@ -258,6 +269,9 @@ def _quality(study: Study) -> pl.DataFrame:
                 "quality": sum(ratios) / count if complete else None,
                 "quality_stderr": math.hypot(*errors) / count if complete and errors else None,
                 "benchmarks_missing": ", ".join(missing),
+                "teacher_scores": "; ".join(
+                    dict.fromkeys(f"{one.benchmark}: {one.teacher_source}" for one in usable)
+                ),
                 **{name: scores[name].score for name in scores},
             }
         )
@@ -266,6 +280,7 @@ def _quality(study: Study) -> pl.DataFrame:
         "quality": pl.Float64,
         "quality_stderr": pl.Float64,
         "benchmarks_missing": pl.String,
+        "teacher_scores": pl.String,
         **dict.fromkeys(benchmark_names(study), pl.Float64),
     }
     return pl.DataFrame(rows, schema=schema)

@@ -91,7 +91,8 @@ class Score:
     """A run's score on a benchmark, with the teacher's on the same problems.
 
     `in_quality=False` keeps a measure for which student / teacher says nothing (a cross-entropy)
-    out of Q; it still gets its column.
+    out of Q; it still gets its column. `teacher_source` is `measured`, or what a teacher's score is
+    cited from.
     """
 
     run: str
@@ -99,6 +100,8 @@ class Score:
     score: float
     stderr: float | None = None
     teacher_score: float | None = None
+    teacher_stderr: float | None = None
+    teacher_source: str = "measured"
     in_quality: bool = True
 
 

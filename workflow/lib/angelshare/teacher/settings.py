@@ -69,6 +69,17 @@ class EmbeddedTeacher(Settings):
     then carry a warning."""
 
 
+class CitedScore(Settings):
+    """A teacher's score that was published and is not measured here."""
+
+    score: float = Field(gt=0)
+    """In the unit that the students' scores have here."""
+    stderr: float | None = Field(default=None, ge=0)
+    """Its standard error; null counts as exact."""
+    source: str = Field(min_length=1)
+    """Where it stands: a table of a paper, a model card. Labels every result that rests on it."""
+
+
 class PretrainedTeacher(Settings):
     """A causal language model, in safetensors, in a local folder or on the Hugging Face hub."""
 
@@ -76,6 +87,9 @@ class PretrainedTeacher(Settings):
     """Hub name (``allenai/OLMo-2-0325-32B-SFT``) or a local folder."""
     revision: str | None = None
     """The hub commit; required for hub names, so that the recipe says which weights it means."""
+    scores: dict[str, CitedScore] = {}
+    """Published scores by task (``gsm8k``, ``mt_bench_101``). They take the place of measured ones
+    as what students are compared with, and are labelled so."""
     trust_remote_code: bool = False
     """Whether Python code that lies beside the weights may run on this machine, with all your
     rights. Only for a model whose code you have read."""
