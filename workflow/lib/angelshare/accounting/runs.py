@@ -91,7 +91,7 @@ def run_table(
     frame = frame.join(quality, on="run", how="left", maintain_order="left")
     first = [*RUN_COLUMNS, *names, "setting", "distilled"]
     core = ["student_only_j", "one_off_j", "amortized_j", "tokens", "j_per_token", "co2e_g"]
-    scores = ["quality", "quality_stderr", "benchmarks_missing", "teacher_scores"]
+    scores = ["quality", "quality_stderr", "teacher_scores", "benchmarks_missing"]
     scores += [*benchmark_names(study)]
     spread = [f"{view}_{what}" for view in VIEWS for what in ("low_j", "high_j", "j_per_token")]
     rest = ["student_only_co2e_g", "amortized_co2e_g", "private_j", "teacher_j", "teacher_share_j"]
