@@ -60,7 +60,7 @@ rule account:
         "<logs>/account.log",
     conda:
         "../environment.yml"
-    threads: CONFIG.hardware.of("account").threads
+    threads: CONFIG.resources_of("account").threads
     resources:
         **asks("account"),
     params:

@@ -15,11 +15,12 @@ from snakemake.settings.enums import Quietness
 # A workflow uses the library of its own checkout, installed or not; so do its scripts.
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow" / "lib"))
 
-from angelshare.config import MODEL_RULES, load_config
+from angelshare.config import load_config
 from angelshare.errors import AngelshareError
-from angelshare.grid import ArtifactPlan, plan_study
+from angelshare.grid import plan_study
 from angelshare.overview import overview
 from angelshare.planning import workflow as planning
+from angelshare.plans import ArtifactPlan
 from angelshare.recipes import canonical, make_recipe
 from angelshare.reuse import offers_for, sources
 from angelshare.revisions import require_resolved, unresolved
@@ -136,8 +137,8 @@ def asks(rule: str) -> dict:
     A retry gets the memory and run time once more, because what ended the attempt before it may
     have been their limit. GPUs are those of one node, all for one process.
     """
-    first = CONFIG.hardware.of(rule)
-    gpus = {"gpu": first.gpus} if rule in MODEL_RULES or first.gpus else {}
+    first = CONFIG.resources_of(rule)
+    gpus = {"gpu": first.gpus} if CONFIG.runs_model(rule) or first.gpus else {}
     one_process = {"nodes": 1, "tasks_per_gpu": 0} if first.gpus else {}
     return {
         "mem_mb": lambda wildcards, attempt: first.memory_mb * attempt,
@@ -253,9 +254,9 @@ def accounting_recipe(wildcards) -> dict:
             "accounting": CONFIG.accounting.model_dump(),
             "counts": CONFIG.evaluation.counts,
             "cited": {
-                name: teacher.model_dump()["scores"]
-                for name, teacher in CONFIG.teachers.items()
-                if getattr(teacher, "scores", None)
+                name: {task: one.model_dump() for task, one in cited.items()}
+                for name in CONFIG.teachers
+                if (cited := CONFIG.cited_scores(name))
             },
             "foreign_consumers": ARTIFACTS.foreign_consumers(team, artifacts),
         }

@@ -22,7 +22,7 @@ rule prepare_dataset:
         "<logs>/prepare_dataset/{key}-{part}.log",
     conda:
         "../environment.yml"
-    threads: CONFIG.hardware.of("prepare_dataset").threads
+    threads: CONFIG.resources_of("prepare_dataset").threads
     resources:
         **asks("prepare_dataset"),
     params:
@@ -41,7 +41,7 @@ rule train_tokenizer:
         "<logs>/train_tokenizer/{key}-{part}.log",
     conda:
         "../environment.yml"
-    threads: CONFIG.hardware.of("train_tokenizer").threads
+    threads: CONFIG.resources_of("train_tokenizer").threads
     resources:
         **asks("train_tokenizer"),
     params:
@@ -63,7 +63,7 @@ rule report_overlap:
         "<logs>/report_overlap/{dataset}.log",
     conda:
         "../environment.yml"
-    threads: CONFIG.hardware.of("report_overlap").threads
+    threads: CONFIG.resources_of("report_overlap").threads
     resources:
         **asks("report_overlap"),
     params:

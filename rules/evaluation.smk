@@ -16,7 +16,7 @@ rule evaluate_student:
         "<logs>/evaluate_student/{run}.log",
     conda:
         "../environment.yml"
-    threads: CONFIG.hardware.of("evaluate_student").threads
+    threads: CONFIG.resources_of("evaluate_student").threads
     resources:
         **asks("evaluate_student"),
     params:

@@ -34,7 +34,7 @@ rule frontiers:
         "<logs>/frontiers.log",
     conda:
         "../environment.yml"
-    threads: CONFIG.hardware.of("frontiers").threads
+    threads: CONFIG.resources_of("frontiers").threads
     resources:
         **asks("frontiers"),
     message:

@@ -16,7 +16,7 @@ rule answer_student:
         "<logs>/answer_student/{benchmark}-{run}.log",
     conda:
         "../environment.yml"
-    threads: CONFIG.hardware.of("answer_student").threads
+    threads: CONFIG.resources_of("answer_student").threads
     resources:
         **asks("answer_student"),
     params:
@@ -37,7 +37,7 @@ rule judge_student:
         "<logs>/judge_student/{benchmark}-{run}.log",
     conda:
         "../environment.yml"
-    threads: CONFIG.hardware.of("judge_student").threads
+    threads: CONFIG.resources_of("judge_student").threads
     resources:
         **asks("judge_student"),
     params:
@@ -58,7 +58,7 @@ rule answer_teacher:
         "<logs>/answer_teacher/{key}-{part}.log",
     conda:
         "../environment.yml"
-    threads: CONFIG.hardware.of("answer_teacher").threads
+    threads: CONFIG.resources_of("answer_teacher").threads
     resources:
         **asks("answer_teacher"),
     params:
@@ -79,7 +79,7 @@ rule judge_teacher:
         "<logs>/judge_teacher/{key}-{part}.log",
     conda:
         "../environment.yml"
-    threads: CONFIG.hardware.of("judge_teacher").threads
+    threads: CONFIG.resources_of("judge_teacher").threads
     resources:
         **asks("judge_teacher"),
     params:

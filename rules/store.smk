@@ -20,7 +20,7 @@ rule seal:
         "<logs>/seal/{kind}-{key}.log",
     conda:
         "../environment.yml"
-    threads: CONFIG.hardware.of("seal").threads
+    threads: CONFIG.resources_of("seal").threads
     resources:
         **asks("seal"),
     params:
@@ -42,7 +42,7 @@ rule fetch:
         key="|".join(OFFERS) or NEVER,
     conda:
         "../environment.yml"
-    threads: CONFIG.hardware.of("fetch").threads
+    threads: CONFIG.resources_of("fetch").threads
     resources:
         **asks("fetch"),
     params:

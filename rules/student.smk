@@ -16,7 +16,7 @@ rule train_student:
         "<logs>/train_student/{run}.log",
     conda:
         "../environment.yml"
-    threads: CONFIG.hardware.of("train_student").threads
+    threads: CONFIG.resources_of("train_student").threads
     resources:
         **asks_to_train(),
     params:

@@ -16,7 +16,7 @@ rule demo_teacher:
         "<logs>/demo_teacher/{key}-{part}.log",
     conda:
         "../environment.yml"
-    threads: CONFIG.hardware.of("demo_teacher").threads
+    threads: CONFIG.resources_of("demo_teacher").threads
     resources:
         **asks("demo_teacher"),
     params:
@@ -38,7 +38,7 @@ rule capture_logits:
         "<logs>/capture_logits/{key}-{part}.log",
     conda:
         "../environment.yml"
-    threads: CONFIG.hardware.of("capture_logits").threads
+    threads: CONFIG.resources_of("capture_logits").threads
     resources:
         **asks("capture_logits"),
     params:
@@ -60,7 +60,7 @@ rule generate_corpus:
         "<logs>/generate_corpus/{key}-{part}.log",
     conda:
         "../environment.yml"
-    threads: CONFIG.hardware.of("generate_corpus").threads
+    threads: CONFIG.resources_of("generate_corpus").threads
     resources:
         **asks("generate_corpus"),
     params:
@@ -82,7 +82,7 @@ rule evaluate_teacher:
         "<logs>/evaluate_teacher/{key}-{part}.log",
     conda:
         "../environment.yml"
-    threads: CONFIG.hardware.of("evaluate_teacher").threads
+    threads: CONFIG.resources_of("evaluate_teacher").threads
     resources:
         **asks("evaluate_teacher"),
     params:

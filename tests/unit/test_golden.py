@@ -41,13 +41,8 @@ def fingerprints(folder: Path) -> dict[str, dict[str, float | str]]:
     from angelshare.data.tokenizer import problem_tokenizer, save_tokenizer, tokenizer_digest
     from angelshare.evaluation.harness import evaluate_model
     from angelshare.evaluation.judges.asking import Reply
-    from angelshare.evaluation.judges.mt_bench_101 import (
-        prompts,
-        questions,
-        read_rubric,
-        read_turns,
-        score,
-    )
+    from angelshare.evaluation.judges.mt_bench_101 import MtBench101
+    from angelshare.evaluation.judges.settings import MtBench101Settings
     from angelshare.evaluation.settings import EvaluationSettings
     from angelshare.student.requests import TrainRequest
     from angelshare.student.settings import (
@@ -148,16 +143,22 @@ def fingerprints(folder: Path) -> dict[str, dict[str, float | str]]:
         ),
         "value": scores[0].value,
     }
-    rubric = read_rubric(BENCHMARKS / "mt_bench_101_prompts.py")
-    turns = read_turns(BENCHMARKS / "mt_bench_101.jsonl", rubric)
-    asked_of = prompts(turns).to_pylist()
+    benchmark = MtBench101(
+        MtBench101Settings(
+            benchmark="mt_bench_101",
+            judge="",
+            data=str(BENCHMARKS / "mt_bench_101.jsonl"),
+            prompts=str(BENCHMARKS / "mt_bench_101_prompts.py"),
+        )
+    )
+    asked_of = benchmark.prompts().to_pylist()
     rows = [
         {**row, "finish_reason": "stop", "messages": [{"role": "assistant", "content": row["id"]}]}
         for row in asked_of
     ]
-    asked, _ = questions(turns, rows, rubric, 64)
-    verdicts = {turn.id: Reply(text=f"[[{turn.number + 4}]]") for turn in turns}
-    judged = score(turns, verdicts, {}, task_version="", harness="")
+    asked, _ = benchmark.questions(rows)
+    verdicts = {turn.id: Reply(text=f"[[{turn.number + 4}]]") for turn in benchmark.turns}
+    judged = benchmark.scores(rows, lambda _: verdicts)
     return {
         "answers": {"prompts": text_digest(asked_of)},
         "judgements": {

@@ -11,8 +11,9 @@ import yaml
 
 from angelshare.config import load_config
 from angelshare.errors import AngelshareError
-from angelshare.grid import Study, plan_study
+from angelshare.grid import plan_study
 from angelshare.overview import overview
+from angelshare.plans import Study
 
 GRIDS = Path(__file__).resolve().parents[2] / "config/grids"
 

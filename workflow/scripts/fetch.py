@@ -3,13 +3,14 @@
 from pathlib import Path
 
 import unpack
-from angelshare.jobs import STAGES, job, planned_artifact
+from angelshare.jobs import job, planned_artifact
+from angelshare.plans import WORK
 
 wildcards = {"kind": snakemake.wildcards.kind, "key": snakemake.wildcards.key}
-stage, role = STAGES[wildcards["kind"]]
+work = WORK[wildcards["kind"]]
 with job(
-    stage=stage,
-    role=role,
+    stage=work.stage,
+    role=work.role,
     attempts=Path(snakemake.output.manifest).parent / "attempts",
     wildcards=wildcards,
     **unpack.common(snakemake),

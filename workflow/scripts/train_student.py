@@ -7,8 +7,8 @@ from typing import Any
 import unpack
 from angelshare.energy.windows import postponed_termination
 from angelshare.files import publish_json
-from angelshare.grid import RunPlan
 from angelshare.jobs import JobContext, job, planned_run
+from angelshare.plans import RunPlan
 
 
 def main(context: JobContext) -> None:

@@ -9,13 +9,12 @@ import pytest
 from angelshare.errors import AngelshareError
 from angelshare.evaluation.judges.asking import Reply
 from angelshare.evaluation.judges.mt_bench_101 import (
-    prompts,
-    questions,
+    MtBench101,
     rating,
     read_rubric,
     read_turns,
-    score,
 )
+from angelshare.evaluation.judges.settings import MtBench101Settings
 
 ROWS = Path(__file__).resolve().parents[2] / "data/benchmarks"
 
@@ -26,21 +25,34 @@ def rubric():
 
 
 @pytest.fixture
-def turns(rubric):
-    return read_turns(ROWS / "mt_bench_101.jsonl", rubric)
+def benchmark():
+    return MtBench101(
+        MtBench101Settings(
+            benchmark="mt_bench_101",
+            judge="j",
+            data=str(ROWS / "mt_bench_101.jsonl"),
+            prompts=str(ROWS / "mt_bench_101_prompts.py"),
+        )
+    )
 
 
-def answered(turns, finish_reason="stop"):
+def answered(benchmark, finish_reason="stop"):
     return [
         {"id": row["id"], "finish_reason": finish_reason, "messages": [*row["messages"], said]}
-        for row in prompts(turns).to_pylist()
+        for row in benchmark.prompts().to_pylist()
         for said in [{"role": "assistant", "content": f"my {row['id']} {{history}}"}]
     ]
 
 
-def test_the_first_turn_sets_the_scene_where_the_rubric_says_so(turns) -> None:
-    assert [turn.id for turn in turns] == ["CM-1-2", "CM-1-3", "GR-2-1", "GR-2-2", "GR-3-1"]
-    first = prompts(turns).to_pylist()[0]["messages"]
+def test_the_first_turn_sets_the_scene_where_the_rubric_says_so(benchmark) -> None:
+    assert [turn.id for turn in benchmark.turns] == [
+        "CM-1-2",
+        "CM-1-3",
+        "GR-2-1",
+        "GR-2-2",
+        "GR-3-1",
+    ]
+    first = benchmark.prompts().to_pylist()[0]["messages"]
     assert [m["content"] for m in first] == [
         "My cat is called Plum.",
         "A fine name.",
@@ -53,8 +65,8 @@ def test_a_limit_takes_dialogues_of_each_ability(rubric) -> None:
     assert [turn.id for turn in limited] == ["CM-1-2", "CM-1-3", "GR-2-1", "GR-2-2"]
 
 
-def test_the_judge_reads_the_published_words(turns, rubric) -> None:
-    asked, missing = questions(turns, answered(turns), rubric, 64)
+def test_the_judge_reads_the_published_words(benchmark) -> None:
+    asked, missing = benchmark.questions(answered(benchmark))
     assert not missing
     system, user = (message["content"] for message in asked[0].messages)
     assert system == "Rate the last answer. Does it remember? End with Rating: [[n]]."
@@ -89,10 +101,22 @@ def test_a_rating_is_read_or_missing(text: str, value: int | None) -> None:
     assert rating(text) == value
 
 
-def test_dialogues_count_as_their_worst_turn_and_abilities_alike(turns) -> None:
-    given = dict(zip((t.id for t in turns), (9, 5, 8, 6, 10), strict=True))
+def judged(benchmark, replies):
+    asked = []
+
+    def ask(questions):
+        asked.extend(question.id for question in questions)
+        return replies
+
+    scores = benchmark.scores(answered(benchmark), ask)
+    assert asked == [turn.id for turn in benchmark.turns]
+    return scores
+
+
+def test_dialogues_count_as_their_worst_turn_and_abilities_alike(benchmark) -> None:
+    given = dict(zip((t.id for t in benchmark.turns), (9, 5, 8, 6, 10), strict=True))
     replies = {name: Reply(text=f"[[{value}]]") for name, value in given.items()}
-    whole, memory, reasoning = score(turns, replies, {}, task_version="v", harness="h")
+    whole, memory, reasoning = judged(benchmark, replies)
     assert (whole.metric, whole.samples, whole.missing) == ("rating", 3, {})
     assert memory.value == 5
     assert reasoning.value == (6 + 10) / 2
@@ -101,23 +125,20 @@ def test_dialogues_count_as_their_worst_turn_and_abilities_alike(turns) -> None:
     assert reasoning.stderr == pytest.approx(2.0)  # sd of 6 and 10 is sqrt(8); over sqrt(2)
 
 
-def test_a_missing_verdict_is_no_zero_and_takes_its_dialogue_along(turns) -> None:
-    replies = {turn.id: Reply(text="[[8]]") for turn in turns}
+def test_a_missing_verdict_is_no_zero_and_takes_its_dialogue_along(benchmark) -> None:
+    replies = {turn.id: Reply(text="[[8]]") for turn in benchmark.turns}
     replies["GR-2-1"] = Reply(text="I cannot rate this.")
     replies["CM-1-2"] = Reply(missing="refused")
-    whole, reasoning = score(turns, replies, {}, **RECORD)
+    whole, reasoning = judged(benchmark, replies)
     assert whole.missing == {"malformed": 1, "refused": 1}
     assert (whole.value, whole.samples, reasoning.metric) == (8, 1, "rating_GR")
-    nothing = {turn.id: Reply(missing="unanswered") for turn in turns}
+    nothing = {turn.id: Reply(missing="unanswered") for turn in benchmark.turns}
     with pytest.raises(AngelshareError, match="no dialogue has all its verdicts"):
-        score(turns, nothing, {}, **RECORD)
+        judged(benchmark, nothing)
 
 
-RECORD = {"task_version": "v", "harness": "h"}
-
-
-def test_an_answer_that_had_no_room_is_not_judged(turns, rubric) -> None:
-    asked, missing = questions(turns, answered(turns, "prompt_too_long"), rubric, 64)
+def test_an_answer_that_had_no_room_is_not_judged(benchmark) -> None:
+    asked, missing = benchmark.questions(answered(benchmark, "prompt_too_long"))
     assert not asked
     assert set(missing.values()) == {"prompt_too_long"}
 
@@ -126,6 +147,19 @@ def test_a_file_that_is_not_the_prompts_or_the_data_is_named(tmp_path: Path, rub
     (tmp_path / "x.py").write_text("judge = 'x'")
     with pytest.raises(AngelshareError, match="holds no eval_prompt_construct"):
         read_rubric(tmp_path / "x.py")
+    (tmp_path / "x.py").write_text("no python")
+    with pytest.raises(AngelshareError, match="no Python file"):
+        read_rubric(tmp_path / "x.py")
     (tmp_path / "x.jsonl").write_text('{"task": "GR", "id": 1}\n')
     with pytest.raises(AngelshareError, match="line 1: not a dialogue of MT-Bench-101"):
         read_turns(tmp_path / "x.jsonl", rubric)
+    (tmp_path / "x.jsonl").write_text('{"task": "XY", "id": 1, "history": []}\n')
+    with pytest.raises(AngelshareError, match="know no ability 'XY'"):
+        read_turns(tmp_path / "x.jsonl", rubric)
+
+
+def test_a_line_ends_where_json_lines_end(tmp_path: Path, rubric) -> None:
+    said = '{"task": "GR", "id": 1, "history": [{"user": "a\u2028b", "bot": "c"}]}\n'
+    (tmp_path / "x.jsonl").write_text(said)
+    (turn,) = read_turns(tmp_path / "x.jsonl", rubric)
+    assert turn.before[-1]["content"] == "a\u2028b"

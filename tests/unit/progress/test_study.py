@@ -10,9 +10,10 @@ from tests.workflow.conftest import ROOT
 from angelshare.config import load_config
 from angelshare.energy.machine import run_of
 from angelshare.grid import plan_study
+from angelshare.plans import WORK
 from angelshare.progress.cluster import SlurmJob
 from angelshare.progress.page import write_page
-from angelshare.progress.study import RULES, Reader
+from angelshare.progress.study import Reader
 from angelshare.progress.watch import Watch
 
 STARTED = datetime.now(UTC) - timedelta(seconds=60)
@@ -123,4 +124,4 @@ def test_the_page_shows_what_is_where(reader, tmp_path):
 
 
 def test_every_kind_has_its_rule(reader):
-    assert {plan.kind for plan in reader.study.artifacts.values()} <= set(RULES)
+    assert {plan.kind for plan in reader.study.artifacts.values()} <= set(WORK)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from angelshare.errors import AngelshareError
-from angelshare.grid import ArtifactPlan, Study
+from angelshare.plans import ArtifactPlan, Study
 from angelshare.recipes import make_recipe, recipe_key
 from angelshare.reuse import fetch, offers_for, sources
 from angelshare.settings import Settings

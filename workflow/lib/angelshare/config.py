@@ -16,7 +16,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from angelshare.accounting.settings import AccountingSettings
-from angelshare.config_checks import dangling_names, explain, too_few_gpus, unusable_paths
+from angelshare.config_checks import (
+    dangling_names,
+    explain,
+    too_few_gpus,
+    unusable_judges,
+    unusable_paths,
+)
 from angelshare.data.settings import (
     AnswerFilter,
     BenchmarkSource,
@@ -41,6 +47,7 @@ from angelshare.student.settings import (
 )
 from angelshare.teacher.settings import (
     CaptureSettings,
+    CitedScore,
     DecodingSettings,
     EmbeddedTeacher,
     PretrainedTeacher,
@@ -190,7 +197,9 @@ MODEL_RULES = frozenset(
         "judge_student",
     }
 )
-"""The rules whose jobs run a model."""
+"""The rules whose jobs run a model, as far as that is up to the rule."""
+JUDGE_RULES = frozenset({"judge_teacher", "judge_student"})
+"""Those that run none where all judges are remote."""
 
 
 class HardwareSettings(Settings):
@@ -209,9 +218,8 @@ class HardwareSettings(Settings):
     part_rows: int = Field(default=2500, gt=0)
     """Rows of one part of a logit cache or corpus: one job, lost or kept as a whole."""
 
-    def of(self, rule: RuleName) -> JobResources:
+    def of(self, rule: RuleName, runs_model: bool) -> JobResources:
         """What the first attempt of a job of this rule asks for, nothing left open."""
-        runs_model = rule in MODEL_RULES
         common = {
             "gpus": self.gpus if runs_model else 0,
             "threads": self.threads if runs_model else 1,
@@ -274,10 +282,24 @@ class Config(Settings):
     budget: BudgetSettings = BudgetSettings()
     """What the study may spend."""
 
+    def runs_model(self, rule: RuleName) -> bool:
+        """Whether the jobs of this rule run a model here."""
+        judged_here = any(judge.endpoint is None for judge in self.judges.values())
+        return rule in MODEL_RULES and (judged_here or rule not in JUDGE_RULES)
+
+    def resources_of(self, rule: RuleName) -> JobResources:
+        """What the first attempt of a job of this rule asks for, nothing left open."""
+        return self.hardware.of(rule, self.runs_model(rule))
+
+    def cited_scores(self, teacher: str | None) -> dict[str, CitedScore]:
+        """The published scores of a teacher, by task."""
+        found = self.teachers.get(teacher or "")
+        return found.scores if isinstance(found, PretrainedTeacher) else {}
+
     def training_gpus(self, student: str) -> int:
         """GPUs, on each of its nodes, that train a student."""
         own = self.students[student].gpus
-        return (self.hardware.of("train_student").gpus or 0) if own is None else own
+        return (self.resources_of("train_student").gpus or 0) if own is None else own
 
     def training_processes(self, student: str) -> int:
         """Processes, on each of its nodes, that train a student."""
@@ -315,6 +337,7 @@ def load_config(values: Mapping[str, Any], where: str = "the configuration") -> 
     config = filled(config)
     problems = [
         *dangling_names(config),
+        *unusable_judges(config),
         *missing(config),
         *cache_problems(config),
         *too_few_gpus(config),

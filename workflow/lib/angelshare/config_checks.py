@@ -105,16 +105,27 @@ def dangling_names(config: Config) -> Iterator[str]:
                 yield _unknown(f"teachers.{name}.tokenizer", teacher.tokenizer, config.tokenizers)
     for name, tokenizer in config.tokenizers.items():
         yield from _generated(config, f"tokenizers.{name}.dataset", tokenizer.dataset)
-    for one in config.evaluation.judged:
-        if one.judge not in config.judges:
-            yield _unknown(f"evaluation.judged.{one.benchmark}.judge", one.judge, config.judges)
-    for name, judge in config.judges.items():
-        if not judge.endpoint and not judge.revision and not is_local(judge.model):
-            yield f"judges.{name}.revision is missing: name the hub commit of {judge.model}."
     for name, student in config.students.items():
         if student.tokenizer is not None and student.tokenizer not in config.tokenizers:
             yield _unknown(f"students.{name}.tokenizer", student.tokenizer, config.tokenizers)
         yield from _borrowed_tokenizer(config, f"students.{name}.tokenizer_of", student)
+
+
+def unusable_judges(config: Config) -> Iterator[str]:
+    """Judged benchmarks without their judge or a file, published scores that nothing reads."""
+    for one in config.evaluation.judged:
+        where = f"evaluation.judged.{one.benchmark}"
+        if one.judge not in config.judges:
+            yield _unknown(f"{where}.judge", one.judge, config.judges)
+        for field in one.files:
+            path = getattr(one, field)
+            if not Path(path).is_file():
+                yield f"{where}.{field}: there is no file {path!r}."
+    asked = dict.fromkeys(config.evaluation.names)
+    for teacher in config.teachers:
+        for task in config.cited_scores(teacher):
+            if task not in asked:
+                yield _unknown(f"teachers.{teacher}.scores", task, asked)
 
 
 def _borrowed_tokenizer(config: Config, where: str, student: Student) -> Iterator[str]:
@@ -149,7 +160,7 @@ def _generated(config: Config, where: str, dataset: str) -> Iterator[str]:
 
 def too_few_gpus(config: Config) -> Iterator[str]:
     """A model cannot be spread over more GPUs than its job has."""
-    asked, given = config.capture.tensor_parallel, config.hardware.of("capture_logits").gpus or 0
+    asked, given = config.capture.tensor_parallel, config.resources_of("capture_logits").gpus or 0
     if asked > max(1, given):
         yield (
             f"capture.tensor_parallel is {asked}, a job of capture_logits has {given} GPUs: raise "
@@ -179,10 +190,6 @@ def unusable_paths(config: Config) -> Iterator[str]:
     tasks = config.evaluation.task_folder
     if tasks is not None and not Path(tasks).is_dir():
         yield f"evaluation.task_folder: there is no folder {tasks!r}."
-    for one in config.evaluation.judged:
-        for field, path in (("data", one.data), ("prompts", one.prompts)):
-            if not Path(path).is_file():
-                yield f"evaluation.judged.{one.benchmark}.{field}: there is no file {path!r}."
     for number, layer in enumerate(config.store.layers):
         if not Path(layer).is_dir():
             yield f"store.layers[{number}]: there is no store at {layer}."

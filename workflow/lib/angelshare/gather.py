@@ -12,8 +12,8 @@ from angelshare.energy.attempts import close_dead
 from angelshare.errors import AngelshareError
 from angelshare.evaluation.scores import benchmark_of, counted
 from angelshare.files import read_json
-from angelshare.grid import ArtifactPlan, RunPlan, Study
 from angelshare.planning.stored import stored_predictions
+from angelshare.plans import ArtifactPlan, RunPlan, Study
 from angelshare.store.artifacts import ArtifactStore
 from angelshare.store.changes import Contents
 from angelshare.store.consumers import consumer_id
@@ -124,7 +124,7 @@ def _scores(
     for one in config.evaluation.judged:
         records += read_json(Path(config.results, "judgements", one.benchmark, f"{run.name}.json"))
     in_quality = counted(records, config.evaluation.tasks)
-    cited = getattr(config.teachers.get(run.teacher or ""), "scores", {})
+    cited = config.cited_scores(run.teacher)
     found = []
     for record in records:
         name = benchmark_of(record)

@@ -9,152 +9,18 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from angelshare.config import Config, GridBlock, PipelineSettings
 from angelshare.data.settings import AnswerFilter, DataSource
-from angelshare.evaluation.judges.settings import JudgedSettings
 from angelshare.fingerprints import Fingerprints
+from angelshare.plans import ArtifactPlan, Judged, RunPlan, Study
 from angelshare.recipes import Recipe, make_recipe, recipe_key
 from angelshare.settings import Settings
-from angelshare.student.settings import LossSettings, TrainingSettings
+from angelshare.student.settings import TrainingSettings
 from angelshare.teacher.settings import DecodingSettings, EmbeddedTeacher, PretrainedTeacher
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ArtifactPlan:
-    """An artifact that the study needs."""
-
-    kind: str
-    key: str
-    recipe: Recipe
-    parts: int
-    inputs: dict[str, ArtifactPlan]
-    """The artifacts it is made from, by role."""
-    name: str
-    """The configuration's entry it comes from: a dataset, a tokenizer or a teacher."""
-    label: str
-    """What it is, for people."""
-    settings: Settings
-    """What its job works with, whatever part of it is in the recipe."""
-
-    def closure(self) -> Iterator[ArtifactPlan]:
-        """This artifact and everything it is made from, inputs first, each once."""
-        seen: dict[str, ArtifactPlan] = {}
-        for upstream in self.inputs.values():
-            seen.update((plan.key, plan) for plan in upstream.closure())
-        yield from seen.values()
-        yield self
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunPlan:
-    """A student run."""
-
-    name: str
-    key: str
-    recipe: Recipe
-    pipeline: str
-    student: str
-    dataset: str
-    teacher: str | None
-    seed: int
-    hyperparameters: dict[str, float]
-    """What the grid varies for this run besides its names and seed."""
-    training: TrainingSettings
-    loss: LossSettings
-    inputs: dict[str, ArtifactPlan]
-    """The artifacts it reads, by role: ``dataset``, ``tokenizer``, ``corpus``, ``logits``."""
-    scores: ArtifactPlan | None
-    """The teacher's own scores, which say what its quality is relative to."""
-    judged: dict[str, ArtifactPlan]
-    """The judgements of the teacher's own answers, by benchmark."""
-
-    @property
-    def distilled(self) -> bool:
-        """Whether the run learns from a teacher's work."""
-        return "corpus" in self.inputs or "logits" in self.inputs
-
-    def upstream(self) -> list[ArtifactPlan]:
-        """Every artifact its training stands on, directly or not, inputs first."""
-        found = {p.key: p for plan in self.inputs.values() for p in plan.closure()}
-        return list(found.values())
-
-    def billed(self) -> list[ArtifactPlan]:
-        """Every artifact on this run's bill.
-
-        The teacher's evaluation belongs to the bill of the runs that were distilled from it; a
-        baseline that is merely compared with the teacher does not pay for it.
-        """
-        compared = self.compared_with() if self.distilled else []
-        return list({plan.key: plan for plan in (*self.upstream(), *compared)}.values())
-
-    def compared_with(self) -> list[ArtifactPlan]:
-        """What the teacher's own evaluation made, inputs first."""
-        answers = [plan.inputs["answers"] for plan in self.judged.values()]
-        return [*([self.scores] if self.scores else []), *answers, *self.judged.values()]
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """A judged benchmark."""
-
-    settings: JudgedSettings
-    answers: Recipe
-    """What decides its answers, besides the model."""
-    judgements: Recipe
-    """What decides the verdicts, besides the answers."""
-
-
-@dataclass(frozen=True, slots=True)
-class Study:
-    """Everything a configuration asks for."""
-
-    artifacts: dict[str, ArtifactPlan] = field(default_factory=dict)
-    """By key."""
-    runs: dict[str, RunPlan] = field(default_factory=dict)
-    """By name."""
-    evaluation: Recipe = field(default_factory=dict)
-    """What decides a score besides the model and the dataset."""
-    judged: dict[str, Judged] = field(default_factory=dict)
-    """By benchmark."""
-
-    @property
-    def datasets(self) -> dict[str, ArtifactPlan]:
-        """The dataset of each name; of several variants, the one with the most labelled rows."""
-        found: dict[str, ArtifactPlan] = {}
-        for run in self.runs.values():
-            plan, known = run.inputs["dataset"], found.get(run.dataset)
-            if known is None or _labelled(plan) > _labelled(known):
-                found[run.dataset] = plan
-        return found
-
-    def needed(self, there: Collection[str]) -> dict[str, ArtifactPlan]:
-        """What the runs read, and what has to be made for it, by key.
-
-        Args:
-            there: the keys of artifacts that need not be made, so their inputs are not needed.
-        """
-        todo = [
-            plan
-            for run in self.runs.values()
-            for plan in (*run.inputs.values(), *run.compared_with())
-        ]
-        found: dict[str, ArtifactPlan] = {}
-        while todo:
-            plan = todo.pop()
-            if plan.key not in found:
-                found[plan.key] = plan
-                if plan.key not in there:
-                    todo.extend(plan.inputs.values())
-        return found
-
-
-def _labelled(plan: ArtifactPlan) -> float:
-    count = plan.recipe["source"]["labelled"]
-    return math.inf if count is None else float(count)
 
 
 def plan_study(config: Config) -> Study:
@@ -352,14 +218,16 @@ class _Planner:
             recipe["task_folder"] = {"sha256": self.fingerprints.folder(settings.task_folder)}
         return recipe
 
+    @_once
     def judged(self) -> dict[str, Judged]:
         """The judged benchmarks, with what decides their answers and verdicts."""
         found: dict[str, Judged] = {}
         for settings in self.config.evaluation.judged:
             files = {
-                name: {"sha256": self.fingerprints.file(path)}
-                for name, path in (("data", settings.data), ("prompts", settings.prompts))
+                name: {"sha256": self.fingerprints.file(getattr(settings, name))}
+                for name in settings.files
             }
+            asked_from = {name: files[name] for name in settings.asked_from}
             judge = self.config.judges[settings.judge]
             who = judge.identity()
             if judge.endpoint is None:
@@ -367,7 +235,7 @@ class _Planner:
                 who["model"] = self.fingerprints.model(judge.model, judge.revision)
             found[settings.benchmark] = Judged(
                 settings=settings,
-                answers={"benchmark": settings.identity(), "files": files},
+                answers={"benchmark": settings.identity(), "files": asked_from},
                 judgements={
                     "benchmark": settings.benchmark,
                     "limit": settings.limit,
@@ -377,6 +245,7 @@ class _Planner:
             )
         return found
 
+    @_once
     def judgements(self, teacher: str) -> dict[str, ArtifactPlan]:
         """The judgements of a teacher's answers, by benchmark."""
         inputs, named = self.teacher(teacher)

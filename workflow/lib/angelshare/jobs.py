@@ -23,8 +23,9 @@ from angelshare.energy.machine import run_of
 from angelshare.energy.measures import Baseline
 from angelshare.errors import AngelshareError
 from angelshare.files import read_json
-from angelshare.grid import ArtifactPlan, RunPlan, Study, plan_study
+from angelshare.grid import plan_study
 from angelshare.planning.spending import check_budget
+from angelshare.plans import ArtifactPlan, RunPlan, Study
 from angelshare.provenance import Making, restricted
 from angelshare.reporter import Reporter
 from angelshare.store.artifacts import Artifact, ArtifactStore
@@ -40,18 +41,6 @@ if TYPE_CHECKING:
     from angelshare.data.answers import AnswerReport
     from angelshare.energy import Window
     from angelshare.energy.windows import Role
-
-STAGES: dict[str, tuple[str, Role]] = {
-    "dataset": ("preprocess", "preprocess"),
-    "tokenizer": ("preprocess", "preprocess"),
-    "model": ("demo_teacher", "teacher"),
-    "logits": ("teacher_logits", "teacher"),
-    "corpus": ("teacher_generation", "teacher"),
-    "scores": ("teacher_evaluate", "teacher"),
-    "answers": ("teacher_evaluate", "teacher"),
-    "judgements": ("judge", "teacher"),
-}
-"""Stage and role, in the sidecar's words, of the work on each kind of artifact."""
 
 Plan = TypeVar("Plan", ArtifactPlan, RunPlan)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from angelshare.grid import ArtifactPlan, RunPlan, Study
+from angelshare.plans import ArtifactPlan, RunPlan, Study
 
 
 def overview(study: Study, sources: Mapping[str, str]) -> str:

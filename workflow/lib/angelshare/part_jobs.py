@@ -7,8 +7,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from angelshare.grid import ArtifactPlan
-from angelshare.jobs import STAGES, JobContext, job, planned_artifact
+from angelshare.jobs import JobContext, job, planned_artifact
+from angelshare.plans import WORK, ArtifactPlan
 from angelshare.recipes import digest
 from angelshare.store.journal import UNFINISHED, Journal
 from angelshare.store.leases import single_flight
@@ -101,11 +101,11 @@ def part_job(
     holds the part's lease while the body runs. Waiting for another job's lease is a phase of the
     window: it costs energy too.
     """
-    stage, role = STAGES[kind]
+    work = WORK[kind]
     attempts = Path(receipt).parent.parent / "attempts"
     with job(
-        stage=stage,
-        role=role,
+        stage=work.stage,
+        role=work.role,
         config=config,
         attempts=attempts,
         wildcards={"kind": kind, "key": key, "part": part},

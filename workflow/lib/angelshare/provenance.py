@@ -17,7 +17,7 @@ import angelshare
 from angelshare.config import Config
 from angelshare.errors import AngelshareError
 from angelshare.fingerprints import Fingerprints
-from angelshare.grid import ArtifactPlan, Study
+from angelshare.plans import ArtifactPlan, Study
 from angelshare.store.artifacts import ArtifactStore
 from angelshare.store.provenance import Provenance, restriction
 from angelshare.teacher.settings import PretrainedTeacher

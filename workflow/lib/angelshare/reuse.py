@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Literal
 
 from angelshare.errors import AngelshareError
-from angelshare.grid import ArtifactPlan, Study
+from angelshare.plans import ArtifactPlan, Study
 from angelshare.store.artifacts import ArtifactStore
 from angelshare.store.offers import Answer, ask
 

@@ -46,6 +46,7 @@ def filled(config: Config) -> Config:
             "datasets": {name: fill(entry) for name, entry in config.datasets.items()},
             "benchmarks": {name: fill(entry) for name, entry in config.benchmarks.items()},
             "teachers": {name: fill(entry) for name, entry in config.teachers.items()},
+            "judges": {name: fill(entry) for name, entry in config.judges.items()},
             "students": {
                 name: student.model_copy(update={"init": fill(student.init)})
                 for name, student in config.students.items()
@@ -60,6 +61,7 @@ def hub_entries(config: Config) -> Iterator[tuple[str, str, str, str | None]]:
         "datasets": ("dataset", config.datasets),
         "benchmarks": ("dataset", config.benchmarks),
         "teachers": ("model", config.teachers),
+        "judges": ("model", config.judges),
         "students": ("model", {name: s.init for name, s in config.students.items()}),
     }
     for section, (kind, entries) in sections.items():
@@ -149,5 +151,5 @@ def _hub_name(entry: Any) -> str | None:
     """The name by which an entry is found on the hub; None for what is local or made here."""
     if getattr(entry, "source", None) == "hub":
         return str(entry.name)
-    model = getattr(entry, "model", None)
-    return None if model is None or is_local(model) else str(model)
+    model, endpoint = getattr(entry, "model", None), getattr(entry, "endpoint", None)
+    return None if model is None or endpoint or is_local(model) else str(model)

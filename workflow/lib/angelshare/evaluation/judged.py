@@ -6,16 +6,16 @@ answered again, and answers that did not change are not judged again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 
 from angelshare.errors import AngelshareError
-from angelshare.evaluation.judges import mt_bench_101
-from angelshare.evaluation.judges.asking import Judge, Ledger, ask_all
-from angelshare.evaluation.judges.settings import JudgedSettings, JudgeSettings
+from angelshare.evaluation.judges.asking import Ask, Judge, Ledger, Question, Reply, ask_all
+from angelshare.evaluation.judges.settings import JudgeSettings, MtBench101Settings
 from angelshare.evaluation.scores import Count, Progress, Score
 from angelshare.store.journal import Journal
 from angelshare.teacher.generate import GenerationStats, generate_corpus
@@ -24,9 +24,28 @@ from angelshare.teacher.settings import DecodingSettings
 METERED, UNMETERED = "metered", "unmetered: the judge is remote"
 
 
+class Benchmark(Protocol):
+    """A benchmark whose files have been read."""
+
+    verdicts: int
+    """How many it wants."""
+
+    def prompts(self) -> pa.Table:
+        """The sequence table that a model answers."""
+        ...
+
+    def scores(self, answers: Sequence[Mapping[str, Any]], ask: Ask) -> list[Score]:
+        """The scores of answers, the rows of a corpus; the first says which verdicts are missing.
+
+        Raises:
+            AngelshareError: where too little was judged for any score.
+        """
+        ...
+
+
 def answer_benchmark(
     model: str | Path,
-    settings: JudgedSettings,
+    settings: MtBench101Settings,
     out: Path,
     *,
     progress: Progress,
@@ -35,16 +54,14 @@ def answer_benchmark(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> GenerationStats:
-    """Write a model's greedy answers to ``out``, a corpus whose ids are the benchmark's turns."""
-    rubric = mt_bench_101.read_rubric(Path(settings.prompts))
-    turns = mt_bench_101.read_turns(Path(settings.data), rubric, settings.limit)
+    """Write a model's greedy answers to ``out``, a corpus whose ids are the benchmark's own."""
 
     def passed(prompt: int, generated: int) -> None:
         count(prompt=prompt, generated=generated, evaluated=prompt + generated)
 
     return generate_corpus(
         model,
-        mt_bench_101.prompts(turns),
+        open_benchmark(settings).prompts(),
         DecodingSettings(
             backend=settings.backend,
             max_new_tokens=settings.max_new_tokens,
@@ -61,7 +78,7 @@ def answer_benchmark(
 
 def judge_answers(
     answers: pa.Table,
-    settings: JudgedSettings,
+    settings: MtBench101Settings,
     judge: JudgeSettings,
     identity: Mapping[str, Any],
     ledger: Path,
@@ -76,36 +93,43 @@ def judge_answers(
     Raises:
         AngelshareError: where the judge cannot be asked, or too many verdicts are missing.
     """
-    rubric = mt_bench_101.read_rubric(Path(settings.prompts))
-    turns = mt_bench_101.read_turns(Path(settings.data), rubric, settings.limit)
-    asked, missing = mt_bench_101.questions(turns, answers.to_pylist(), rubric, judge.max_tokens)
-    replies = ask_all(
-        open_judge(settings.judge, judge), identity, asked, Ledger(ledger), progress, count
-    )
-    scores = mt_bench_101.score(
-        turns,
-        replies,
-        missing,
-        task_version=f"prompts {rubric.sha256[:12]}",
-        limited=settings.limit is not None,
-        batch_size=settings.batch_size,
-        harness="angelshare, MT-Bench-101's published prompts",
-        judge={
-            "name": settings.judge,
-            **identity,
-            "replied_as": sorted({reply.model for reply in replies.values() if reply.model}),
-            "energy": UNMETERED if judge.endpoint else METERED,
-        },
-    )
-    without = scores[0].missing
-    if sum(without.values()) > judge.max_missing * len(turns):
-        said = ", ".join(f"{reason} {number}" for reason, number in without.items())
+    benchmark, replied_as = open_benchmark(settings), set[str]()
+
+    def ask(questions: Sequence[Question]) -> dict[str, Reply]:
+        asked = open_judge(settings.judge, judge)
+        replies = ask_all(asked, identity, questions, Ledger(ledger), progress, count)
+        replied_as.update(reply.model for reply in replies.values() if reply.model)
+        return replies
+
+    scores = benchmark.scores(answers.to_pylist(), ask)
+    missing = scores[0].missing
+    if sum(missing.values()) > judge.max_missing * benchmark.verdicts:
+        said = ", ".join(f"{reason} {number}" for reason, number in missing.items())
         raise AngelshareError(
-            f"{settings.benchmark}: {sum(without.values())} of {len(turns)} verdicts are missing "
-            f"({said}), more than judges.{settings.judge}.max_missing allows "
-            f"({judge.max_missing:g}). Those that are there are kept in {ledger}"
+            f"{settings.benchmark}: {sum(missing.values())} of {benchmark.verdicts} verdicts are "
+            f"missing ({said}), more than judges.{settings.judge}.max_missing allows "
+            f"({judge.max_missing:g}). Those that are there are kept in {ledger}. Start the "
+            "workflow again for the unanswered; for the others name a judge that can give them, or "
+            "allow more"
         )
-    return scores
+    about = {
+        "name": settings.judge,
+        **identity,
+        "replied_as": sorted(replied_as),
+        "energy": UNMETERED if judge.endpoint else METERED,
+    }
+    limited = settings.limit is not None
+    return [
+        replace(score, judge=about, limited=limited, batch_size=settings.batch_size)
+        for score in scores
+    ]
+
+
+def open_benchmark(settings: MtBench101Settings) -> Benchmark:
+    """The benchmark of the settings; only what it needs is imported."""
+    from angelshare.evaluation.judges.mt_bench_101 import MtBench101
+
+    return MtBench101(settings)
 
 
 def open_judge(name: str, settings: JudgeSettings) -> Judge:

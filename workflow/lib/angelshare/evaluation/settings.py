@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from angelshare.evaluation.judges.settings import JudgedSettings
+from angelshare.evaluation.judges.settings import MtBench101Settings
 from angelshare.settings import Settings
 
 TASKS_FOLDER = Path(__file__).parent / "tasks"
@@ -48,7 +48,7 @@ class EvaluationSettings(Settings):
     )
     """The tasks: a name, or a name with settings of its own. Every metric of a task is recorded;
     quality counts one of them."""
-    judged: list[JudgedSettings] = []
+    judged: list[MtBench101Settings] = []
     """Benchmarks whose answers a judge rates."""
     engine: Literal["transformers", "vllm"] = "transformers"
     """The harness's back end. With ``vllm`` prefill and decode share batches, so their energy is
@@ -69,10 +69,15 @@ class EvaluationSettings(Settings):
 
     @model_validator(mode="after")
     def _asked_once(self) -> EvaluationSettings:
-        names = [task.task for task in self.tasks] + [one.benchmark for one in self.judged]
+        names = self.names
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"tasks and judged name {twice[0]} twice: one entry each")
         return self
+
+    @property
+    def names(self) -> list[str]:
+        """Every task and judged benchmark."""
+        return [task.task for task in self.tasks] + [one.benchmark for one in self.judged]
 
     @property
     def own_tasks(self) -> list[str]:

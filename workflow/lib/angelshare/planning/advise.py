@@ -18,9 +18,9 @@ from scipy import stats
 from angelshare.accounting.names import pretty
 from angelshare.accounting.tables import Tables
 from angelshare.accounting.units import energy, number
-from angelshare.grid import RunPlan, Study
 from angelshare.planning.plan import Plan
 from angelshare.planning.ranges import Range, common_sum
+from angelshare.plans import RunPlan, Study
 
 Z95 = 1.96
 LIKELY = 0.5

@@ -15,7 +15,6 @@ from typing import Any
 from angelshare.config import Config
 from angelshare.energy.settings import CarbonSettings
 from angelshare.files import read_json
-from angelshare.grid import Study
 from angelshare.planning.devices import Device, find_device, processor
 from angelshare.planning.predict import Prediction, Predictor
 from angelshare.planning.ranges import Range, common_sum, independent_sum
@@ -30,6 +29,7 @@ from angelshare.planning.work import (
     reused,
     study_models,
 )
+from angelshare.plans import Study
 from angelshare.store.artifacts import ArtifactStore
 
 J_PER_KWH = 3.6e6

@@ -17,7 +17,7 @@ from angelshare.files import read_json
 
 if TYPE_CHECKING:
     from angelshare.config import Config
-    from angelshare.grid import Study
+    from angelshare.plans import Study
     from angelshare.store.artifacts import ArtifactStore
 
 FREE_STAGES = frozenset({"prerun", "accounting"})

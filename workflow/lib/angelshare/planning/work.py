@@ -6,7 +6,6 @@ dataset, else from the configured lengths as wide bounds (`_ASSUMED`).
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,38 +14,16 @@ from statistics import fmean
 from typing import Any
 
 from angelshare.config import Config
+from angelshare.evaluation.judges.settings import JudgedSettings
 from angelshare.evaluation.settings import OWN_TASKS
-from angelshare.grid import ArtifactPlan, RunPlan, Study
 from angelshare.planning.models import ModelSize, from_shape, hub_snapshot, of_model
 from angelshare.planning.ranges import Range
 from angelshare.planning.records import History, model_id, operations
+from angelshare.plans import WORK, ArtifactPlan, RunPlan, Study
 from angelshare.reuse import sources
 from angelshare.store.artifacts import ArtifactStore
 from angelshare.student.settings import ScratchStudent
 from angelshare.teacher.settings import EmbeddedTeacher, PretrainedTeacher
-
-RULES = {
-    "dataset": "prepare_dataset",
-    "tokenizer": "train_tokenizer",
-    "model": "demo_teacher",
-    "logits": "capture_logits",
-    "corpus": "generate_corpus",
-    "scores": "evaluate_teacher",
-    "answers": "answer_teacher",
-    "judgements": "judge_teacher",
-}
-"""The rule that makes a part of an artifact of each kind."""
-
-STAGES = {
-    "dataset": "preprocess",
-    "tokenizer": "preprocess",
-    "model": "demo_teacher",
-    "logits": "teacher_logits",
-    "corpus": "teacher_generation",
-    "scores": "teacher_evaluate",
-    "answers": "teacher_evaluate",
-    "judgements": "judge",
-}
 
 _ASSUMED = Range(0.5, 0.1, 1.0)
 """Length of a row, as a share of the longest that the configuration allows."""
@@ -108,7 +85,7 @@ def reused(study: Study, store: ArtifactStore) -> list[Reused]:
 
 
 def study_models(config: Config) -> dict[str, ModelSize | None]:
-    """The sizes of the configuration's models, `teacher NAME` and `student NAME`."""
+    """The sizes of the configuration's models, `teacher NAME`, `student NAME` and `judge NAME`."""
     found: dict[str, ModelSize | None] = {}
     for name, teacher in config.teachers.items():
         if isinstance(teacher, EmbeddedTeacher):
@@ -122,6 +99,9 @@ def study_models(config: Config) -> dict[str, ModelSize | None]:
             found[f"student {name}"] = from_shape(name, student.init.model_dump(), vocabulary)
         else:
             found[f"student {name}"] = of_model(student.init.model, student.init.revision)
+    for name, judge in config.judges.items():
+        if judge.endpoint is None:
+            found[f"judge {name}"] = of_model(judge.model, judge.revision)
     return found
 
 
@@ -147,6 +127,10 @@ def downloads(config: Config, study: Study) -> list[str]:
         init = config.students[name].init
         if not isinstance(init, ScratchStudent):
             wanted[init.model] = init.revision
+    for judged in study.judged.values():
+        judge = config.judges[judged.settings.judge]
+        if judge.endpoint is None:
+            wanted[judge.model] = judge.revision
     return [
         name
         for name, revision in wanted.items()
@@ -187,16 +171,16 @@ class WorkList:
     def _artifact(self, plan: ArtifactPlan) -> Iterator[WorkItem]:
         artifact = self.store.artifact(plan.kind, plan.key)
         whole = artifact.manifest_path.exists()
-        stage = STAGES[plan.kind]
-        model = self.models.get(f"teacher {plan.name}")
+        work = WORK[plan.kind]
+        model, runs_model = self._runs(plan)
         rows, per_row = self._part_rows(plan), self._tokens(plan)
         tokens = None
-        if plan.kind not in ("dataset", "tokenizer") and rows is not None:
+        if runs_model and rows is not None:
             tokens = per_row.scaled(rows)
         for part in range(plan.parts):
             yield self._item(
-                RULES[plan.kind],
-                stage,
+                work.rule,
+                work.stage,
                 {"kind": plan.kind, "key": plan.key, "part": f"{part:05d}"},
                 f"{plan.kind} {plan.label}",
                 self._action(plan),
@@ -205,13 +189,22 @@ class WorkList:
                 model=model,
                 tokens=tokens,
                 length=per_row,
-                runs_model=plan.kind not in ("dataset", "tokenizer"),
+                runs_model=runs_model,
             )
+
+    def _runs(self, plan: ArtifactPlan) -> tuple[ModelSize | None, bool]:
+        """The model that makes an artifact, as far as it is known, and whether one runs here."""
+        if isinstance(plan.settings, JudgedSettings) and plan.kind == "judgements":
+            return self._judge(plan.settings.judge)
+        return self.models.get(f"teacher {plan.name}"), plan.kind not in ("dataset", "tokenizer")
+
+    def _judge(self, name: str) -> tuple[ModelSize | None, bool]:
+        return self.models.get(f"judge {name}"), self.config.judges[name].endpoint is None
 
     def _fetch(self, plan: ArtifactPlan) -> WorkItem:
         return self._item(
             "fetch",
-            STAGES[plan.kind],
+            WORK[plan.kind].stage,
             {"kind": plan.kind, "key": plan.key},
             f"{plan.kind} {plan.label} from {self.offers[plan.key]}",
             "fetch",
@@ -350,22 +343,23 @@ class WorkList:
 
     def _judged(self, run: RunPlan) -> Iterator[WorkItem]:
         """Answers and verdicts; how long they are, nothing here says."""
-        rules = (
-            ("answer_student", "evaluate", "answers"),
-            ("judge_student", "judge", "judgements"),
-        )
-        for benchmark, (rule, stage, kind) in itertools.product(self.study.judged, rules):
-            yield self._item(
-                rule,
-                stage,
-                {"run": run.name, "benchmark": benchmark},
-                f"{kind} of {run.name} on {benchmark}",
-                "evaluate",
-                Path(self.config.results, kind, benchmark, f"{run.name}.json").exists(),
-                run=run.name,
-                model=self.models[f"student {run.student}"],
-                runs_model=True,
-            )
+        for benchmark, judged in self.study.judged.items():
+            student = self.models[f"student {run.student}"], True
+            for rule, stage, kind, (model, runs_model) in (
+                ("answer_student", "evaluate", "answers", student),
+                ("judge_student", "judge", "judgements", self._judge(judged.settings.judge)),
+            ):
+                yield self._item(
+                    rule,
+                    stage,
+                    {"run": run.name, "benchmark": benchmark},
+                    f"{kind} of {run.name} on {benchmark}",
+                    "evaluate",
+                    Path(self.config.results, kind, benchmark, f"{run.name}.json").exists(),
+                    run=run.name,
+                    model=model,
+                    runs_model=runs_model,
+                )
 
     def _item(
         self,

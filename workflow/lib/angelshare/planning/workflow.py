@@ -10,11 +10,11 @@ from pathlib import Path
 
 from angelshare.config import Config
 from angelshare.errors import AngelshareError
-from angelshare.grid import Study
 from angelshare.planning.plan import Plan, make_plan
 from angelshare.planning.stored import store_plan
 from angelshare.planning.text import block, refusal
 from angelshare.planning.work import WorkItem
+from angelshare.plans import Study
 from angelshare.store.artifacts import ArtifactStore
 
 Jobs = Iterable[tuple[str, Mapping[str, str]]]

@@ -15,23 +15,12 @@ from statistics import fmean
 from typing import Literal
 
 from angelshare.config import Config
-from angelshare.grid import Study
+from angelshare.plans import WORK, Study
 from angelshare.progress.attempts import Attempt, Attempts
 from angelshare.store.artifacts import ArtifactStore
 
 State = Literal["done", "reused", "running", "failed", "waiting"]
 STATES: tuple[State, ...] = ("done", "reused", "running", "failed", "waiting")
-RULES = {
-    "dataset": "prepare_dataset",
-    "tokenizer": "train_tokenizer",
-    "model": "demo_teacher",
-    "logits": "capture_logits",
-    "corpus": "generate_corpus",
-    "scores": "evaluate_teacher",
-    "answers": "answer_teacher",
-    "judgements": "judge_teacher",
-}
-"""The rule that makes the parts of each kind of artifact."""
 J_PER_KWH = 3.6e6
 
 
@@ -170,7 +159,7 @@ class Reader:
                     by_part[attempt.wildcards["part"]].append(attempt)
                 else:
                     others.append(attempt)
-            rule = RULES[plan.kind]
+            rule = WORK[plan.kind].rule
             for number in range(plan.parts):
                 part = f"{number:05d}"
                 log = self.logs / rule / f"{plan.key}-{part}.log"

@@ -17,7 +17,7 @@ from angelshare.accounting.tables import Tables
 from angelshare.config import Config
 from angelshare.data.settings import HubSource
 from angelshare.files import publish_bytes, read_json
-from angelshare.grid import RunPlan, Study
+from angelshare.plans import RunPlan, Study
 from angelshare.provenance import restricted
 from angelshare.report.style import VIEW_CAPTIONS, VIEW_TITLES
 from angelshare.revisions import is_local

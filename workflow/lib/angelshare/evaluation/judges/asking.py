@@ -11,14 +11,17 @@ import json
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from angelshare.evaluation.scores import Count, Progress
 from angelshare.files import make_folder
 from angelshare.recipes import digest
+
+if TYPE_CHECKING:
+    from angelshare.data.tables import Message
 
 UNANSWERED = "unanswered"
 REFUSED = "refused"
@@ -34,10 +37,10 @@ class Question:
 
     id: str
     """Unique within a benchmark."""
-    messages: tuple[Mapping[str, str], ...]
+    messages: tuple[Message, ...]
     """Chat turns, ``{role, content}``."""
-    max_tokens: int
-    """Tokens the reply may have."""
+    max_tokens: int | None = None
+    """Tokens the reply may have; None: as many as the judge's settings say."""
     top_logprobs: int = 0
     """Alternatives wanted for the reply's first token, with their log-probabilities."""
 
@@ -113,6 +116,10 @@ class Ledger:
             stream.flush()
             os.fsync(stream.fileno())
             self._replies[key] = reply
+
+
+Ask = Callable[[Sequence[Question]], Mapping[str, Reply]]
+"""Gives the reply to each question, by its id."""
 
 
 def ask_all(

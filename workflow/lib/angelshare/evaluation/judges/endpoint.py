@@ -65,7 +65,7 @@ class EndpointJudge:
             answer = self._client.chat.completions.create(
                 model=self._settings.model,
                 messages=[dict(message) for message in question.messages],  # type: ignore[misc]
-                max_tokens=question.max_tokens,
+                max_tokens=question.max_tokens or self._settings.max_tokens,
                 temperature=self._settings.temperature,
                 **options,
             )
@@ -99,7 +99,8 @@ def _key(name: str, settings: JudgeSettings) -> str:
     key = os.environ.get(settings.api_key_env, "")
     if not key:
         raise AngelshareError(
-            f"judges.{name}.api_key_env: the environment variable {settings.api_key_env} is not set"
+            f"judges.{name}.api_key_env: the environment variable {settings.api_key_env} is not "
+            "set: export the endpoint's key in it, and on a cluster let jobs inherit it"
         )
     return key
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -55,23 +55,41 @@ class JudgeSettings(Settings):
 
 
 class JudgedSettings(Settings):
-    """A benchmark whose answers a model judges."""
+    """What every benchmark whose answers a model judges has in common."""
 
-    execution = frozenset({"judge", "data", "prompts", "batch_size"})
+    execution = frozenset({"judge", "batch_size"})
 
-    benchmark: Literal["mt_bench_101"]
-    """Which one."""
+    files: ClassVar[tuple[str, ...]]
+    """The fields that name files; recipes know these by their content."""
+    asked_from: ClassVar[tuple[str, ...]]
+    """Those of them that decide what a model is asked; the others only decide the verdicts."""
+
     judge: str
     """A name from ``judges``."""
-    data: str = Field(min_length=1)
-    """The benchmark's own file: ``mtbench101.jsonl``. Recipes know it by its content."""
-    prompts: str = Field(min_length=1)
-    """The benchmark's published prompts and rubric: OpenCompass' ``mtbench101.py``."""
     limit: int | None = Field(default=None, gt=0)
-    """Only the first dialogues of each ability: for trying things out, not for scores."""
+    """Only the first problems, of each ability where there are several: for trying things out, not
+    for scores."""
     backend: Literal["transformers", "vllm"] = "transformers"
     """The program that answers."""
     max_new_tokens: int = Field(default=1024, gt=0)
     """Tokens an answer may have."""
     batch_size: int = Field(default=16, gt=0)
     """Answers written at once."""
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the answers besides the files and the model."""
+        return self.model_dump(exclude={*self.execution, *self.files})
+
+
+class MtBench101Settings(JudgedSettings):
+    """MT-Bench-101: dialogues of several turns, each turn rated from 1 to 10."""
+
+    files = ("data", "prompts")
+    asked_from = files
+
+    benchmark: Literal["mt_bench_101"]
+    """Which one."""
+    data: str = Field(min_length=1)
+    """The benchmark's own file: ``mtbench101.jsonl``."""
+    prompts: str = Field(min_length=1)
+    """The benchmark's published prompts and rubric: OpenCompass' ``mtbench101.py``."""

@@ -1,0 +1,134 @@
+"""Judged benchmarks in configuration, recipes and plans."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from angelshare.config import Config, load_config
+from angelshare.errors import AngelshareError
+from angelshare.grid import plan_study
+from angelshare.planning.plan import make_plan
+from angelshare.plans import Study
+from angelshare.revisions import unresolved
+
+ROOT = Path(__file__).resolve().parents[2]
+ROWS = ROOT / "tests/data/benchmarks"
+REMOTE = {"model": "m", "endpoint": "http://127.0.0.1:9/v1"}
+LOCAL = {"model": "some/judge-7B", "revision": "main"}
+
+
+@pytest.fixture
+def values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.chdir(tmp_path)
+    found = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    for name in ("mt_bench_101.jsonl", "mt_bench_101_prompts.py"):
+        Path(name).write_bytes((ROWS / name).read_bytes())
+    found["judges"] = {"here": REMOTE}
+    found["evaluation"] = found.get("evaluation", {}) | {
+        "judged": [
+            {
+                "benchmark": "mt_bench_101",
+                "judge": "here",
+                "data": "mt_bench_101.jsonl",
+                "prompts": "mt_bench_101_prompts.py",
+            }
+        ]
+    }
+    return found
+
+
+def keys(study: Study) -> dict[str, set[str]]:
+    """The keys of each kind of artifact, and of the runs."""
+    found: dict[str, set[str]] = {"runs": {run.key for run in study.runs.values()}}
+    for plan in study.artifacts.values():
+        found.setdefault(plan.kind, set()).add(plan.key)
+    return found
+
+
+def changed(values: dict[str, Any], **entry: Any) -> set[str]:
+    """The kinds of artifacts that are others with this change of the benchmark's entry."""
+    before = keys(plan_study(load_config(values)))
+    values["evaluation"]["judged"][0] |= entry
+    after = keys(plan_study(load_config(values)))
+    return {kind for kind in before if before[kind] != after[kind]}
+
+
+def test_another_judge_has_nothing_answered_again(values: dict[str, Any]) -> None:
+    values["judges"]["other"] = {**REMOTE, "version": "2"}
+    assert changed(values, judge="other") == {"judgements"}
+
+
+def test_execution_changes_nothing_and_answers_change_their_judgements(
+    values: dict[str, Any],
+) -> None:
+    assert changed(values, batch_size=3) == set()
+    assert changed(values, max_new_tokens=9) == {"answers", "judgements"}
+    Path("moved.jsonl").write_bytes(Path("mt_bench_101.jsonl").read_bytes())
+    assert changed(values, data="moved.jsonl") == set()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"judge": "her"}, "mt_bench_101.judge: there is no 'her'; known are here. Did you mean"),
+        ({"data": "nowhere"}, "evaluation.judged.mt_bench_101.data: there is no file 'nowhere'"),
+        ({"benchmark": "mt_bench"}, "evaluation.judged.0"),
+    ],
+)
+def test_what_is_wrong_is_said_before_any_job(values, change, says) -> None:
+    values["evaluation"]["judged"][0] |= change
+    with pytest.raises(AngelshareError) as raised:
+        load_config(values)
+    assert says in str(raised.value)
+
+
+def test_published_scores_must_be_of_a_task_that_is_asked(values: dict[str, Any]) -> None:
+    folder = Path("model")
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    cited = {"score": 0.5, "source": "card"}
+    values["teachers"]["demo"] = {"model": "./model", "scores": {"mt_bench_101": cited}}
+    config = load_config(values)
+    assert config.cited_scores("demo")["mt_bench_101"].source == "card"
+    assert config.cited_scores(None) == {}
+    values["teachers"]["demo"]["scores"] = {"mt_bench": cited}
+    with pytest.raises(AngelshareError, match=r"teachers.demo.scores: there is no 'mt_bench'"):
+        load_config(values)
+
+
+def test_a_local_judge_is_pinned_like_every_model_of_the_hub(values: dict[str, Any]) -> None:
+    values["judges"]["here"] = {"model": LOCAL["model"]}
+    with pytest.raises(AngelshareError, match=r"judges.here.revision is missing"):
+        load_config(values)
+    values["revisions"] = values.get("revisions", {}) | {LOCAL["model"]: "main"}
+    assert "some/judge-7B (main)" in unresolved(load_config(values))
+
+
+def verdicts(config: Config) -> list[tuple[str, str | None, str | None]]:
+    """Rule, model and what is unknown of each job that judges."""
+    plan = make_plan(config, plan_study(config), config.store.open())
+    return [
+        (one.item.rule, one.item.model.name if one.item.model else None, one.item.unknown)
+        for one in plan.predictions
+        if one.item.rule in ("judge_student", "judge_teacher")
+    ]
+
+
+def test_a_remote_judge_takes_no_device_and_a_local_one_runs_its_own_model(
+    values: dict[str, Any],
+) -> None:
+    values["hardware"] = values.get("hardware", {}) | {"gpus": 2}
+    config = load_config(values)
+    assert config.resources_of("judge_student").gpus == 0
+    assert config.resources_of("answer_student").gpus == 2
+    assert {(model, unknown) for _, model, unknown in verdicts(config)} == {(None, None)}
+    values["judges"]["here"] = LOCAL
+    config = load_config(values)
+    assert config.resources_of("judge_teacher").gpus == 2
+    judged = verdicts(config)
+    assert {rule for rule, *_ in judged} == {"judge_student", "judge_teacher"}
+    assert {tuple(rest) for _, *rest in judged} == {("some/judge-7B", "the number of rows")}
