@@ -39,6 +39,16 @@ def part(snakemake: Any) -> dict[str, Any]:
     }
 
 
+def artifact(snakemake: Any) -> dict[str, Any]:
+    """What a job after which a shared artifact is whole passes on."""
+    return {
+        "kind": snakemake.wildcards.kind,
+        "key": snakemake.wildcards.key,
+        "manifest": snakemake.output.manifest,
+        **common(snakemake),
+    }
+
+
 def attempts(snakemake: Any) -> Path:
     """The undeclared folder for the attempts of a job of this team's own."""
     return Path(snakemake.output.energy.removesuffix(".json") + ".attempts")

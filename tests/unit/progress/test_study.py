@@ -56,7 +56,7 @@ def make(path, text="{}"):
 
 
 def test_states_energy_and_time_left(reader, tmp_path):
-    assert reader.read().summary() == "0 of 55 done, 0 running; 0 J of 7.2 kJ (0%)"
+    assert reader.read().summary() == "0 of 55 done, 0 running; 0 J of 7,200 J (0%)"
 
     _, dataset = artifact_of(reader, "dataset")
     make(dataset.receipt_path(0))  # no log of ours: another team made it
@@ -80,7 +80,7 @@ def test_states_energy_and_time_left(reader, tmp_path):
     assert progress.energy_j == 500.0 + 1000.0 + 300.0 + 12.5
     assert progress.lost_j == 300.0
     assert progress.summary() == (
-        "2 of 55 done (1 reused), 1 running, 1 failed; 1.8 kJ of 7.2 kJ (25%), 300 J of it in "
+        "2 of 55 done (1 reused), 1 running, 1 failed; 1,812 J of 7,200 J (25%), 300 J of it in "
         "attempts that failed; more than 30 s left"
     )
 

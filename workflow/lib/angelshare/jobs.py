@@ -25,7 +25,7 @@ from angelshare.errors import AngelshareError
 from angelshare.files import read_json
 from angelshare.grid import plan_study
 from angelshare.planning.spending import check_budget
-from angelshare.plans import ArtifactPlan, RunPlan, Study
+from angelshare.plans import WORK, ArtifactPlan, RunPlan, Study
 from angelshare.provenance import Making, restricted
 from angelshare.reporter import Reporter
 from angelshare.store.artifacts import Artifact, ArtifactStore
@@ -286,6 +286,28 @@ def job(
     except Exception:
         report.say(traceback.format_exc())
         raise
+
+
+@contextmanager
+def artifact_job(
+    kind: str, key: str, *, manifest: str, **job_settings: Any
+) -> Iterator[tuple[JobContext, ArtifactPlan]]:
+    """Run the body of a job after which the artifact ``kind``/``key`` is whole.
+
+    Args:
+        manifest: the declared path of its manifest, which the body has the store write.
+    """
+    work = WORK[kind]
+    with job(
+        stage=work.stage,
+        role=work.role,
+        attempts=Path(manifest).parent / "attempts",
+        wildcards={"kind": kind, "key": key},
+        **job_settings,
+    ) as context:
+        yield context, planned_artifact(context, key)
+        made = context.store.artifact(kind, key).manifest()
+        context.window.made(Path(manifest), made.content_sha256, made.bytes)
 
 
 @contextmanager

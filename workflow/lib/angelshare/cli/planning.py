@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from angelshare.accounting.units import J_PER_KWH
 from angelshare.cli.common import CONFIG, ConfigOption, app, out, read_config
 from angelshare.errors import AngelshareError
 
@@ -91,7 +92,7 @@ def advise_command(
     """Say which pipeline, size and settings to run, why, and how sure that is."""
     from angelshare.planning.advise import Advice, advise, measured_options, planned_options
 
-    budget_j = None if budget_kwh is None else budget_kwh * 3.6e6
+    budget_j = None if budget_kwh is None else budget_kwh * J_PER_KWH
     folder = tables or Path(read_config(config).results) / "accounting"
     if (folder / "summary.parquet").is_file():
         from angelshare.accounting.tables import read_tables

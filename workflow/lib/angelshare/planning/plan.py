@@ -12,6 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from angelshare.accounting.units import J_PER_KWH
 from angelshare.config import Config
 from angelshare.energy.settings import CarbonSettings
 from angelshare.files import read_json
@@ -31,8 +32,6 @@ from angelshare.planning.work import (
 )
 from angelshare.plans import Study
 from angelshare.store.artifacts import ArtifactStore
-
-J_PER_KWH = 3.6e6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

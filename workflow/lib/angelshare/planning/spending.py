@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from angelshare.accounting.units import J_PER_KWH
 from angelshare.errors import AngelshareError
 from angelshare.files import read_json
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 FREE_STAGES = frozenset({"prerun", "accounting"})
 """Stages that no budget refuses: looking at the machine, and reporting on what was done."""
-J_PER_KWH = 3.6e6
 
 
 def spent_j(config: Config, study: Study, store: ArtifactStore) -> float:

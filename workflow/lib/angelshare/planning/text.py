@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 
 from angelshare.accounting.names import stage_name
-from angelshare.accounting.units import energy, number
-from angelshare.planning.plan import J_PER_KWH, Plan
+from angelshare.accounting.units import J_PER_KWH, energy, number
+from angelshare.planning.plan import Plan
 from angelshare.planning.predict import Prediction
 from angelshare.planning.ranges import Range, common_sum
 

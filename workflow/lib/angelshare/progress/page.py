@@ -7,9 +7,10 @@ from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
 
+from angelshare.accounting.units import energy
 from angelshare.files import publish_bytes
 from angelshare.progress.cluster import SlurmJob
-from angelshare.progress.study import STATES, Progress, Task, energy_text, time_text
+from angelshare.progress.study import STATES, Progress, Task, time_text
 
 RELOAD_S = 30
 _STYLE = (
@@ -40,7 +41,7 @@ def write_page(progress: Progress, jobs: Iterable[SlurmJob], path: Path) -> None
 
 
 def _row(task: Task) -> str:
-    energy = energy_text(sum(attempt.energy_j for attempt in task.attempts))
-    values = (task.rule, task.label, task.state, str(len(task.attempts)), energy)
+    used = energy(sum(attempt.energy_j for attempt in task.attempts))
+    values = (task.rule, task.label, task.state, str(len(task.attempts)), used)
     cells = "".join(f"<td>{escape(value)}</td>" for value in values)
     return f"<tr class='{task.state}'>{cells}</tr>"

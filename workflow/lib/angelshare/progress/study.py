@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Literal
 
+from angelshare.accounting.units import J_PER_KWH, energy
 from angelshare.config import Config
 from angelshare.plans import WORK, Study
 from angelshare.progress.attempts import Attempt, Attempts
@@ -21,7 +22,6 @@ from angelshare.store.artifacts import ArtifactStore
 
 State = Literal["done", "reused", "running", "failed", "waiting"]
 STATES: tuple[State, ...] = ("done", "reused", "running", "failed", "waiting")
-J_PER_KWH = 3.6e6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,12 +106,12 @@ class Progress:
 
     def spending(self) -> str:
         """The energy so far, its share of the budget, and what was lost."""
-        text = energy_text(self.energy_j)
+        text = energy(self.energy_j)
         if self.budget_j:
             share = self.energy_j / self.budget_j
-            text += f" of {energy_text(self.budget_j)} ({share:.0%})"
+            text += f" of {energy(self.budget_j)} ({share:.0%})"
         if self.lost_j:
-            text += f", {energy_text(self.lost_j)} of it in attempts that failed"
+            text += f", {energy(self.lost_j)} of it in attempts that failed"
         return text
 
     def _time_left(self) -> str:
@@ -199,13 +199,6 @@ def _task(
     else:
         state = "waiting"
     return Task(rule=rule, label=label, log=log, state=state, attempts=tuple(attempts))
-
-
-def energy_text(joules: float) -> str:
-    """Joules for people: J, kJ or kWh."""
-    if joules >= 0.1 * J_PER_KWH:
-        return f"{joules / J_PER_KWH:,.2f} kWh"
-    return f"{joules / 1000:,.1f} kJ" if joules >= 1000 else f"{joules:,.0f} J"
 
 
 def time_text(seconds: float) -> str:
