@@ -12,6 +12,7 @@ from angelshare.store.artifacts import ArtifactStore
 from angelshare.store.consumers import Consumer
 from angelshare.store.provenance import Provenance
 
+DEFAULT = Path(__file__).resolve().parents[2] / "config/config.yaml"
 ANGELSHARE = str(Path(sys.executable).parent / "angelshare")
 
 
@@ -38,6 +39,35 @@ def keys(tmp_path):
         artifact.seal(recipe, 1)
         found.append(artifact.key)
     return found
+
+
+@pytest.mark.parametrize("content", ["", "- 1\n", "text"])
+def test_a_file_that_is_no_configuration(tmp_path, content):
+    (tmp_path / "some.yaml").write_text(content)
+    printed = run("plan", "--config", "some.yaml", cwd=tmp_path, status=1)
+    assert printed.startswith("error: some.yaml is no configuration")
+
+
+def test_a_file_that_is_no_text(tmp_path):
+    (tmp_path / "some.yaml").write_bytes(b"\xff\xfe")
+    printed = run("plan", "--config", "some.yaml", cwd=tmp_path, status=1)
+    assert printed.startswith("error: some.yaml cannot be read: 'utf-8' codec")
+
+
+def test_what_a_file_system_refuses_is_one_line(tmp_path, keys):
+    (tmp_path / "file").touch()
+    printed = run("catalogue", "--store", "store", "--out", "file/x", cwd=tmp_path, status=1)
+    assert printed == "error: [Errno 20] Not a directory: 'file/x'\n"
+
+
+def test_a_pull_or_push_that_moves_nothing_says_so(tmp_path):
+    (tmp_path / "store").mkdir()
+    (tmp_path / "artifacts").mkdir()
+    where = ["--config", DEFAULT]
+    assert "Nothing to send" in run("push", "elsewhere", *where, cwd=tmp_path)
+    assert "Nothing to fetch" in run("pull", "store", *where, cwd=tmp_path)
+    printed = run("pull", "store", "zz", *where, cwd=tmp_path, status=1)
+    assert "store offers nothing whose key starts with 'zz'" in printed
 
 
 def test_looking_at_a_store(tmp_path, keys):

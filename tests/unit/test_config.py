@@ -40,7 +40,7 @@ def edit(values, path, value):
             -1,
             "loss.temperature must be greater than 0 (got -1). See config/README.md#loss.",
         ),
-        ("capture.codec.top_k", "many", "capture.codec.topk_tail.top_k must be a valid integer"),
+        ("capture.codec.top_k", "many", "capture.codec.top_k must be a valid integer"),
         (
             "grid.0.students",
             ["tinny"],
@@ -50,7 +50,7 @@ def edit(values, path, value):
         ("grid.0.temperature", [2.0], "does not use (logits: false)"),
         ("grid.1.temperature", [3.0], "add it to capture.temperatures"),
         ("loss.temperature", 3.0, "loss.temperature 3.0 is not one that the logit cache keeps"),
-        ("capture.codec", {"name": "rskd", "top_k": 4}, "capture.codec.rskd.top_k is not a known"),
+        ("capture.codec", {"name": "rskd", "top_k": 4}, "capture.codec.top_k is not a known"),
         ("grid.1.training", {"max_steps": 0}, "grid[1].training.max_steps must be greater than 0"),
         ("teachers.demo.tokenizer", "other", "teachers.demo.tokenizer: there is no 'other'"),
         ("students.tiny.tokenizer", "other", "students.tiny.tokenizer: there is no 'other'"),
@@ -65,7 +65,32 @@ def edit(values, path, value):
             {"source": "file", "path": "nowhere.jsonl"},
             "there is no file 'nowhere.jsonl'",
         ),
-        ("datasets.mine", {"source": "files"}, "datasets.mine"),
+        (
+            "datasets.mine",
+            {"source": "files"},
+            "datasets.mine.source must be one of 'word_problems', 'file', 'hub' (got 'files')",
+        ),
+        ("datasets.mine", {"path": "rows.jsonl"}, "datasets.mine.source is missing"),
+        (
+            "teachers.big",
+            {"modell": "./nowhere", "model": "."},
+            "teachers.big.modell is not a known key (did you mean 'model'?)",
+        ),
+        ("teachers.big", {}, "teachers.big.model is missing"),
+        (
+            "grid.1.training",
+            {"max_stepz": 1},
+            "grid[1].training.max_stepz is not a known key (did you mean 'max_steps'?). See "
+            "config/README.md#training.",
+        ),
+        ("grid.1.temperature", [0], "grid[1].temperature[0] must be greater than 0 (got 0)"),
+        ("training", None, "training must be a section of its own, `key: value` (got None)"),
+        ("hardware", {"rules": {"capture": {}}}, "hardware.rules.capture must be 'prerun', "),
+        (
+            "generation",
+            {"backend": "vllm", "tensor_parallel": 4},
+            "generation.tensor_parallel is 4, a job of generate_corpus has 0 GPUs",
+        ),
         ("results", "pyproject.toml/x", "results: "),
     ],
 )

@@ -174,7 +174,7 @@ def test_a_filter_changes_what_is_learnt_and_costs_no_teacher_time() -> None:
         ({"answers": {"drop_cut": True}}, "belong to the teacher's answers"),
         ({"pipeline": "kd", "training": {"batch_size": 0}}, "grid[0].training.batch_size"),
         ({"pipeline": "synthetic_sft", "generation": {"top_p": 2}}, "grid[0].generation.top_p"),
-        ({"labelled": [0]}, "grid.0.labelled.0 must be greater than 0"),
+        ({"labelled": [0]}, "grid[0].labelled[0] must be greater than 0"),
     ],
 )
 def test_a_sweep_that_means_nothing_is_one_clear_line(change, says) -> None:

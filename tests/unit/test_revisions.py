@@ -10,7 +10,7 @@ import yaml
 from angelshare.config import load_config
 from angelshare.errors import AngelshareError
 from angelshare.grid import plan_study
-from angelshare.revisions import hub_entries, require_resolved, resolve_file, unresolved
+from angelshare.revisions import ask_hub, hub_entries, require_resolved, resolve_file, unresolved
 
 GRID = Path(__file__).resolve().parents[2] / "config/grids/olmo2-paper.yaml"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -84,4 +84,18 @@ def test_the_hub_s_refusal_is_told(monkeypatch) -> None:
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Offline)
     with pytest.raises(AngelshareError, match="no commit of model a/b at main: no route"):
+        ask_hub("model", "a/b", "main")
+
+
+def test_a_hub_that_cannot_be_reached_is_one_clear_line(monkeypatch) -> None:
+    """Whatever the hub library's HTTP client raises: its type is no `OSError`."""
+
+    class ConnectError(Exception):
+        pass
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise ConnectError("Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.repo_info", unreachable)
+    with pytest.raises(AngelshareError, match="no commit of model a/b at main: Name or service"):
         ask_hub("model", "a/b", "main")

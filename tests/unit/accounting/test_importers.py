@@ -190,3 +190,8 @@ def test_a_name_for_nothing_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "runs.csv").write_text("id,run\nanother,a\n")
     with pytest.raises(AngelshareError, match="names another, which no harness file has"):
         import_rows("harness", [tmp_path / "s.json"], tmp_path / "runs.csv")
+
+
+def test_a_folder_without_our_tables_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(AngelshareError, match=r"runs\.parquet is no accounting table"):
+        import_rows("tables", [tmp_path])

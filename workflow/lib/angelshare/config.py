@@ -49,8 +49,7 @@ from angelshare.teacher.settings import (
     CaptureSettings,
     CitedScore,
     DecodingSettings,
-    EmbeddedTeacher,
-    PretrainedTeacher,
+    Teacher,
 )
 
 
@@ -251,7 +250,7 @@ class Config(Settings):
     """What counts as overlap."""
     tokenizers: dict[str, TrainedTokenizer] = {}
     """Tokenizers that the workflow trains, by name (pretrained models bring their own)."""
-    teachers: dict[str, EmbeddedTeacher | PretrainedTeacher]
+    teachers: dict[str, Teacher]
     """The teachers by name."""
     students: dict[str, Student]
     """The students by name: where their weights come from."""
@@ -332,7 +331,7 @@ def load_config(values: Mapping[str, Any], where: str = "the configuration") -> 
     try:
         config = Config.model_validate(dict(values))
     except ValidationError as error:
-        lines = dict.fromkeys(explain(problem, Config) for problem in error.errors())
+        lines = dict.fromkeys(explain(problem, Config, values) for problem in error.errors())
         raise AngelshareError(_join(where, lines)) from None
     config = filled(config)
     problems = [

@@ -7,7 +7,7 @@ from __future__ import annotations
 import difflib
 import getpass
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,22 +20,57 @@ from angelshare.student.settings import ScratchStudent, TrainingSettings
 from angelshare.teacher.settings import EmbeddedTeacher, PretrainedTeacher
 
 if TYPE_CHECKING:
-    from angelshare.config import Config, GridBlock, Student
+    from angelshare.config import Config, GridBlock, RuleName, Student
 
 
-def explain(problem: Any, config: type[BaseModel]) -> str:
-    """One line for one pydantic error, in the words of the configuration of model ``config``."""
-    location = [str(part) for part in problem["loc"]]
-    path = ".".join(location)
-    section = location[0]
-    if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(location[-1], _known_keys(config), n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        return f"{path} is not a known key{hint}. See config/README.md#{section}."
-    if problem["type"] == "missing":
-        return f"{path} is missing. See config/README.md#{section}."
-    text = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    return f"{path} must be {text} (got {problem['input']!r}). See config/README.md#{section}."
+def explain(problem: Any, config: type[BaseModel], values: Any, at: str = "") -> str:
+    """One line for one pydantic error, in the words of the configuration of model ``config``.
+
+    ``values`` is what was checked, ``at`` the place of it in the configuration, if it is not all.
+    """
+    keys = _keys(problem, values)
+    path = _dotted(at, keys)
+    see = f"See config/README.md#{at.rpartition('.')[2] or keys[0]}."
+    context = problem.get("ctx", {})
+    match problem["type"]:
+        case "extra_forbidden":
+            near = difflib.get_close_matches(str(keys[-1]), _known_keys(config), n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            return f"{path} is not a known key{hint}. {see}"
+        case "missing":
+            return f"{path} is missing. {see}"
+        case "union_tag_not_found":
+            return f"{path}.{context['discriminator'].strip(chr(39))} is missing. {see}"
+        case "union_tag_invalid":
+            field = context["discriminator"].strip("'")
+            path, got = f"{path}.{field}", context["tag"]
+            text = f"one of {context['expected_tags']}"
+        case "dict_type" | "model_type":
+            text, got = "a section of its own, `key: value`", problem["input"]
+        case _:
+            text = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+            got = problem["input"]
+    return f"{path} must be {text} (got {got!r}). {see}"
+
+
+def _keys(problem: Any, values: Any) -> list[str | int]:
+    """The keys and numbers that lead to a problem in ``values``.
+
+    What pydantic names besides, the alternatives that it tried, stands in no file.
+    """
+    found: list[str | int] = []
+    for part in problem["loc"]:
+        listed = isinstance(values, list | tuple) and isinstance(part, int)
+        if listed or (isinstance(values, Mapping) and part in values):
+            values = values[part]
+            found.append(part)
+    return [*found, problem["loc"][-1]] if problem["type"] == "missing" else found
+
+
+def _dotted(at: str, keys: Iterable[str | int]) -> str:
+    """A place as the user finds it: ``grid[0].training.max_steps``."""
+    path = at + "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys)
+    return path.removeprefix(".")
 
 
 def _known_keys(config: type[BaseModel]) -> list[str]:
@@ -90,11 +125,12 @@ def dangling_names(config: Config) -> Iterator[str]:
             "answers": config.answers_of,
         }
         for section, settings_of in of_block.items():
+            changes, place = getattr(block, section), f"{where}.{section}"
             try:
                 settings = settings_of(block)
             except ValidationError as error:
                 for problem in error.errors():
-                    yield f"{where}.{section}.{explain(problem, type(config))}"
+                    yield explain(problem, type(config), changes, place)
             else:
                 if isinstance(settings, TrainingSettings):
                     yield from _uneven_shares(config, block, settings)
@@ -160,12 +196,18 @@ def _generated(config: Config, where: str, dataset: str) -> Iterator[str]:
 
 def too_few_gpus(config: Config) -> Iterator[str]:
     """A model cannot be spread over more GPUs than its job has."""
-    asked, given = config.capture.tensor_parallel, config.resources_of("capture_logits").gpus or 0
-    if asked > max(1, given):
-        yield (
-            f"capture.tensor_parallel is {asked}, a job of capture_logits has {given} GPUs: raise "
-            "hardware.gpus or hardware.rules.capture_logits.gpus."
-        )
+    spread: dict[RuleName, tuple[str, int]] = {
+        "capture_logits": ("capture", config.capture.tensor_parallel)
+    }
+    if config.generation.backend == "vllm":
+        spread["generate_corpus"] = ("generation", config.generation.tensor_parallel)
+    for rule, (section, asked) in spread.items():
+        given = config.resources_of(rule).gpus or 0
+        if asked > max(1, given):
+            yield (
+                f"{section}.tensor_parallel is {asked}, a job of {rule} has {given} GPUs: raise "
+                f"hardware.gpus or hardware.rules.{rule}.gpus."
+            )
 
 
 def _unknown(where: str, name: str, table: Mapping[str, Any]) -> str:

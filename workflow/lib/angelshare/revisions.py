@@ -104,14 +104,12 @@ def require_resolved(config: Config) -> None:
 
 def ask_hub(kind: str, name: str, revision: str) -> str:
     """The commit of a hub name at a branch or tag; ``AngelshareError`` when the hub has none."""
-    import httpx
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         info = HfApi().repo_info(name, repo_type=kind, revision=revision)
-    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
-        first_line = str(error).strip().split("\n", 1)[0]
+    except Exception as error:  # the network's errors are those of whatever client the hub's uses
+        first_line = str(error).strip().split("\n", 1)[0] or type(error).__name__
         raise AngelshareError(
             f"the hub gives no commit of {kind} {name} at {revision}: {first_line}"
         ) from error

@@ -24,6 +24,7 @@ from typing import Any
 import polars as pl
 
 from angelshare.accounting.imported import FACTS, QUALITY_COLUMNS, STAGE_COLUMNS
+from angelshare.accounting.tables import read_table
 from angelshare.accounting.units import J_PER_KWH
 from angelshare.energy.slurm import UNKNOWN
 from angelshare.errors import AngelshareError
@@ -195,9 +196,9 @@ def _slurm_joules(path: Path, line: int, row: Mapping[str, str]) -> float | None
 
 def read_tables_folder(folder: Path) -> Iterator[Row]:
     """Our own attempts, with what is charged to whom, so that they can meet others' numbers."""
-    runs = {row["run"]: row for row in pl.read_parquet(folder / "runs.parquet").rows(named=True)}
-    attempts = pl.read_parquet(folder / "attempts.parquet")
-    shares = pl.read_parquet(folder / "shares.parquet").filter("ours")
+    runs = {row["run"]: row for row in read_table(folder, "runs").rows(named=True)}
+    attempts = read_table(folder, "attempts")
+    shares = read_table(folder, "shares").filter("ours")
     readers: dict[tuple[str, str], list[str]] = {}
     for kind, key, run in shares.select("kind", "key", "run").rows():
         readers.setdefault((kind, key), []).append(run)
@@ -309,7 +310,7 @@ def write_own_quality(folder: Path, out: Path) -> None:
     The tables keep Q and the scores, not the teacher's: Q goes as one benchmark of its own, with
     the teacher at 1.
     """
-    runs = pl.read_parquet(folder / "runs.parquet").filter(pl.col("quality").is_not_null())
+    runs = read_table(folder, "runs").filter(pl.col("quality").is_not_null())
     rows = [
         {"run": run, "benchmark": "Q", "score": quality, "teacher_score": 1.0, "stderr": stderr}
         for run, quality, stderr in runs.select("run", "quality", "quality_stderr").rows()

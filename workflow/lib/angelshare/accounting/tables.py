@@ -148,9 +148,20 @@ def publish_tables(tables: Tables, out_dir: Path) -> None:
 
 def read_tables(folder: Path) -> Tables:
     """The tables that `write_tables` left in `folder`."""
-    missing = [name for name in TABLE_NAMES if not (folder / f"{name}.parquet").is_file()]
-    if missing:
+    return Tables(**{name: read_table(folder, name) for name in TABLE_NAMES})
+
+
+def read_table(folder: Path, name: str) -> pl.DataFrame:
+    """One of the tables that `write_tables` left in `folder`.
+
+    Raises:
+        AngelshareError: when it is not there or cannot be read.
+    """
+    path = folder / f"{name}.parquet"
+    try:
+        return pl.read_parquet(path)
+    except (OSError, pl.exceptions.PolarsError) as error:
         raise AngelshareError(
-            f"{folder} lacks {missing[0]}.parquet: run the accounting again (rule `accounting`)"
-        )
-    return Tables(**{name: pl.read_parquet(folder / f"{name}.parquet") for name in TABLE_NAMES})
+            f"{path} is no accounting table: {error}. Name a folder of them, or have them made "
+            "again by the rule `account`."
+        ) from error

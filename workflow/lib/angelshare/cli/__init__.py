@@ -23,9 +23,9 @@ __all__ = [
 
 
 def main() -> None:
-    """Run a command; an `AngelshareError` is one message and exit status 1."""
+    """Run a command; what the user can mend, and what a file system says, is one message."""
     try:
         app()
-    except AngelshareError as error:
+    except (AngelshareError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

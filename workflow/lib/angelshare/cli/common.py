@@ -10,6 +10,7 @@ import typer
 import yaml
 from rich.console import Console
 
+from angelshare.accounting.units import J_PER_KWH
 from angelshare.config import Config, load_config
 from angelshare.errors import AngelshareError
 from angelshare.store.artifacts import Artifact, ArtifactStore
@@ -44,10 +45,15 @@ def read_config(path: Path) -> Config:
     """
     try:
         values = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise AngelshareError(
             f"{path} cannot be read: {error}. Run in the checkout's root or give --config."
         ) from error
+    if not isinstance(values, dict):
+        raise AngelshareError(
+            f"{path} is no configuration: it holds no `key: value` lines. Start from "
+            "config/config.yaml or one of config/grids."
+        )
     return load_config(values, str(path))
 
 
@@ -93,7 +99,7 @@ def size(count: int) -> str:
 
 def energy(energy_j: float) -> str:
     """Joules in words, from a watt-hour on as kilowatt-hours too."""
-    kwh = f" ({energy_j / 3.6e6:,.3f} kWh)" if energy_j >= 3600 else ""
+    kwh = f" ({energy_j / J_PER_KWH:,.3f} kWh)" if energy_j >= 3600 else ""
     return f"{energy_j:,.1f} J{kwh}"
 
 

@@ -18,6 +18,7 @@ from angelshare.cli.common import (
     out,
     read_config,
 )
+from angelshare.errors import AngelshareError
 
 UrlArgument = Annotated[str, typer.Argument(help="A folder, or any fsspec address (s3://…).")]
 
@@ -49,6 +50,8 @@ def push_command(
         study = plan_study(read_config(config))
         planned = [opened.artifact(plan.kind, plan.key) for plan in study.artifacts.values()]
         chosen = [artifact for artifact in planned if artifact.manifest_path.exists()]
+    if not chosen:
+        out.print(f"Nothing to send: {opened.root} has none of this study's artifacts yet.")
     for artifact in chosen:
         done = push(artifact, remote, out.print)
         out.print(f"{artifact}: sent {done.objects} objects, {done.skipped} were there already")
@@ -69,11 +72,19 @@ def pull_command(
     answer = offers_for(study, store, [url])
     for warning in answer.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    for key in answer.offers:
+    for wanted in keys or []:
+        if not any(key.startswith(wanted) for key in answer.offers):
+            raise AngelshareError(
+                f"{url} offers nothing whose key starts with {wanted!r} that this study needs and "
+                "lacks; `angelshare plan` lists what it needs."
+            )
+    chosen = [key for key in answer.offers if not keys or key.startswith(tuple(keys))]
+    if not chosen:
+        out.print(f"Nothing to fetch: {url} has nothing that this study needs and lacks.")
+    for key in chosen:
         plan = study.artifacts[key]
-        if not keys or any(key.startswith(one) for one in keys):
-            fetch(store, plan, url, out.print)
-            out.print(f"{plan.kind} {plan.label}: fetched, {answer.sizes[key]:,} bytes")
+        fetch(store, plan, url, out.print)
+        out.print(f"{plan.kind} {plan.label}: fetched, {answer.sizes[key]:,} bytes")
 
 
 @app.command("catalogue")

@@ -88,7 +88,7 @@ def _file_rows(path: Path, columns: Sequence[str]) -> Sequence[Row]:
 
 
 def _json_lines(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             try:
                 row = json.loads(line)

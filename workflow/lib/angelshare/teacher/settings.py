@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from angelshare.settings import PROJECT_LICENCE, Settings
 
@@ -99,6 +99,18 @@ class PretrainedTeacher(Settings):
     outputs_restricted: bool = False
     """Whether that licence restricts training on the model's outputs: corpora and logit caches
     then carry a warning."""
+
+
+def _origin(value: object) -> str:
+    made_here = "demo" in value if isinstance(value, dict) else hasattr(value, "demo")
+    return "embedded" if made_here else "pretrained"
+
+
+Teacher = Annotated[
+    Annotated[EmbeddedTeacher, Tag("embedded")] | Annotated[PretrainedTeacher, Tag("pretrained")],
+    Discriminator(_origin),
+]
+"""A model that is trained here, or one that exists."""
 
 
 class TopkTailSettings(Settings):
