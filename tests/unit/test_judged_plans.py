@@ -76,7 +76,7 @@ def test_execution_changes_nothing_and_answers_change_their_judgements(
     [
         ({"judge": "her"}, "mt_bench_101.judge: there is no 'her'; known are here. Did you mean"),
         ({"data": "nowhere"}, "evaluation.judged.mt_bench_101.data: there is no file 'nowhere'"),
-        ({"benchmark": "mt_bench"}, "evaluation.judged.0"),
+        ({"benchmark": "mt_bench"}, "evaluation.judged[0].benchmark must be 'mt_bench_101'"),
     ],
 )
 def test_what_is_wrong_is_said_before_any_job(values, change, says) -> None:

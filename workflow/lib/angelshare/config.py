@@ -49,6 +49,7 @@ from angelshare.teacher.settings import (
     CaptureSettings,
     CitedScore,
     DecodingSettings,
+    PretrainedTeacher,
     Teacher,
 )
 
