@@ -1,6 +1,7 @@
 """Counting a study's tasks from what lies on disk."""
 
 import json
+import threading
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -110,10 +111,28 @@ def test_a_job_that_snakemake_waits_for_in_vain_is_named_with_the_way_out(reader
         record=None, cause="cancelled",
     )  # fmt: skip
     for _ in range(10):
-        watch._hanging([gone])
+        watch.hanging([gone])
     (line,) = said
     assert "Slurm job 9 (demo_teacher)" in line
     assert "interrupt Snakemake (Ctrl-C) and start it again" in line
+
+
+def test_a_watch_that_cannot_look_says_so_once_and_looks_again(reader, tmp_path, monkeypatch):
+    monkeypatch.setattr("angelshare.progress.watch.LOOK_EVERY_S", 0.01)
+    said, looks, enough = [], [], threading.Event()
+    watch = Watch(reader, tmp_path, tmp_path / "status.html", False, said.append)
+
+    def look():
+        looks.append(None)
+        if len(looks) < 4:
+            raise OSError("stale file handle")
+        enough.set()
+
+    monkeypatch.setattr(watch, "look", look)
+    watch.start()
+    assert enough.wait(10)
+    (line,) = said
+    assert "OSError('stale file handle'). The jobs go on" in line
 
 
 def test_the_page_shows_what_is_where(reader, tmp_path):

@@ -50,13 +50,16 @@ class Watch:
         threading.Thread(target=self._run, name="study", daemon=True).start()
 
     def _run(self) -> None:
+        trouble = ""
         while True:
             began = time.monotonic()
             try:
                 self.look()
+                trouble = ""
             except Exception as error:  # noqa: BLE001 - a watcher never takes the workflow down
-                self.say(f"cannot be watched any more: {error!r}")
-                return
+                if trouble != repr(error):
+                    trouble = repr(error)
+                    self.say(f"cannot be looked at now: {trouble}. The jobs go on; looking again")
             took_s = time.monotonic() - began
             time.sleep(max(LOOK_EVERY_S, SHARE_OF_TIME * took_s))
 
@@ -66,7 +69,7 @@ class Watch:
         attempts = [attempt for task in progress.tasks for attempt in task.attempts]
         jobs = cluster_jobs(self.folder, attempts) if self.on_slurm else []
         self._failures(progress, {job.number: job for job in jobs})
-        self._hanging(jobs)
+        self.hanging(jobs)
         summary, now_s = progress.summary(), time.monotonic()
         if summary != self._summary and now_s - self._said_s >= SAY_EVERY_S:
             self._summary, self._said_s = summary, now_s
@@ -88,7 +91,8 @@ class Watch:
                 self._ended.add(attempt.path)
                 self.say(failure(task, attempt, job))
 
-    def _hanging(self, jobs: list[SlurmJob]) -> None:
+    def hanging(self, jobs: list[SlurmJob]) -> None:
+        """Put preempted jobs back into the queue; name those that are waited for in vain."""
         stuck = {job.number: self._stuck.get(job.number, 0) + 1 for job in jobs if job.stuck}
         self._stuck = stuck
         for job in jobs:

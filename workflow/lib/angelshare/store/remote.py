@@ -289,7 +289,8 @@ class Remote:
                 raise self._altered(file)
             self.files.mv(temporary, target)
         except BaseException:
-            with suppress(OSError):
+            # Whatever this file system raises when it cannot clean up: the reason is told instead.
+            with suppress(Exception):
                 self.files.rm_file(temporary)
             raise
 
