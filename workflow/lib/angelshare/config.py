@@ -1,8 +1,8 @@
 """The configuration: one typed model per section, the source of the defaults and of the schema.
 
 The YAML files under ``config/`` are read into `Config`. Unknown keys, impossible values and names
-that refer to nothing are one clear line each, before any job starts. `config/schemas/config.json`
-and `config/README.md` are generated from the same models.
+that refer to nothing are one clear line each, before any job starts. `config/README.md`
+and `config/schemas/config.schema.json` are generated from the same models.
 """
 
 from __future__ import annotations
@@ -353,5 +353,5 @@ def _join(where: str, lines: Mapping[str, None]) -> str:
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON schema of the configuration, for editors and for `config/schemas/config.json`."""
+    """The JSON schema of the configuration, for editors: `config/schemas/config.schema.json`."""
     return Config.model_json_schema()
