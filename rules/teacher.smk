@@ -49,6 +49,28 @@ rule capture_logits:
         "../workflow/scripts/capture_logits.py"
 
 
+# What the teacher holds at some points of its blocks, over the same positions.
+rule capture_states:
+    input:
+        artifact_inputs,
+    output:
+        receipt=update("<store>/states/{key}/parts/{part}.json"),
+        energy=update("<store>/states/{key}/parts/{part}.energy.json"),
+    log:
+        "<logs>/capture_states/{key}-{part}.log",
+    conda:
+        "../environment.yml"
+    threads: CONFIG.hardware.of("capture_states").threads
+    resources:
+        **asks("capture_states"),
+    params:
+        recipe=artifact_recipe,
+    message:
+        "cache hidden states of {wildcards.key}, part {wildcards.part}"
+    script:
+        "../workflow/scripts/capture_states.py"
+
+
 # The teacher's answers to the prompts of a dataset.
 rule generate_corpus:
     input:

@@ -19,11 +19,12 @@ import torch
 from transformers import PreTrainedModel
 
 from angelshare.data.sequences import Encoded, EncodedRow
-from angelshare.teacher.cache import CacheInfo
+from angelshare.teacher.cache import CacheInfo, write_cache
 from angelshare.teacher.codecs import codec_of
-from angelshare.teacher.logits import captured_windows, windows_of
+from angelshare.teacher.logits import keeping
 from angelshare.teacher.settings import CaptureSettings, RskdSettings, TopkTailSettings
 from angelshare.teacher.transformers_logits import Head, capture_batch
+from angelshare.teacher.windows import captured_windows, windows_of
 from angelshare.teacher.write_behind import write_behind
 
 CODECS = {
@@ -126,6 +127,7 @@ def _job(
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "cache.parquet"
         batches = partial(capture_batch, model, head, settings)
-        write_behind(
-            out, captured_windows(lambda: batches, rows, settings, None, nothing, nothing), info
+        windows = captured_windows(
+            lambda: batches, rows, settings.batch_tokens, keeping(settings), None, nothing, nothing
         )
+        write_behind(partial(write_cache, out, info=info), windows)

@@ -10,10 +10,7 @@ def main(job: PartJob) -> None:
     from angelshare.teacher.logits import capture_logits
 
     context = job.context
-    sequences = job.plan.inputs["sequences"]
-    rows = job.slice(context.rows(sequences, job.plan.recipe["splits"]))
-    if sequences.kind == "corpus":
-        rows, _ = context.answers(sequences, rows, job.plan.recipe)
+    rows, _ = job.sequences()
     path = context.scratch / "logits.parquet"
     with context.teacher(job.plan) as (model, options):
         stats = capture_logits(

@@ -48,6 +48,11 @@ def train(context: JobContext, run: RunPlan, folder: Path) -> dict[str, Any]:
                 train=rows,
                 validation=context.rows(dataset, ["validation"]),
                 cache=context.read(run.inputs["logits"]) if "logits" in run.inputs else (),
+                states={
+                    role: context.read(run.inputs[role])
+                    for role in ("features", "relations")
+                    if role in run.inputs
+                },
                 seed=run.seed,
                 out=folder / "model",
                 checkpoints=checkpoints,

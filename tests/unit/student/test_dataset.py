@@ -166,7 +166,7 @@ def test_other_tokens_than_the_teachers_are_refused(
 def test_rows_that_the_cache_lacks_are_refused(
     problems: pa.Table, tokenizer_folder: Path, cache_path: Path
 ) -> None:
-    with pytest.raises(AngelshareError, match=r"'validation-0+' is not in the logit cache"):
+    with pytest.raises(AngelshareError, match=r"'validation-0+' is not in the cache"):
         distilled(in_splits(problems, ["validation"]), tokenizer_folder, cache_path)
 
 

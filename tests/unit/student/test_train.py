@@ -394,7 +394,7 @@ def test_a_cache_beyond_memory_is_read_ahead_and_trains_the_same(
     write_cache_of(load_causal_lm(teacher.out), teacher.tokenizer, rows, path)
     found = []
     for name, resident in (("whole", 1 << 30), ("ahead", 0)):
-        monkeypatch.setattr("angelshare.teacher.cache.RESIDENT_BYTES", resident)
+        monkeypatch.setattr("angelshare.teacher.groups.RESIDENT_BYTES", resident)
         assert LogitCache([path]).stays_in_memory == (name == "whole")
         found.append(train(make_request(name, cache=[path])))
     assert found[0].history == found[1].history

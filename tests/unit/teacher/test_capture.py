@@ -18,10 +18,11 @@ from angelshare.data.tokenizer import save_tokenizer
 from angelshare.errors import AngelshareError
 from angelshare.teacher.cache import LogitCache
 from angelshare.teacher.distribution import largest
-from angelshare.teacher.logits import capture_logits, windows_of
+from angelshare.teacher.logits import capture_logits
 from angelshare.teacher.models import load_causal_lm, load_tokenizer, save_model
 from angelshare.teacher.settings import CaptureSettings, TopkTailSettings
 from angelshare.teacher.transformers_logits import capture_batch
+from angelshare.teacher.windows import windows_of
 
 TOP5 = TopkTailSettings(top_k=5, top_p=1.0)
 GRID = (1.0, 0.5, 4.0)
@@ -159,7 +160,7 @@ def test_draws_are_unbiased(model_dir, labelled, tmp_path) -> None:
 def test_draws_depend_on_seed_and_row_alone(model_dir, labelled, tmp_path, monkeypatch) -> None:
     """Not on batches, on the order of rows, or on which part a row stands in."""
     whole = {row.id: row for row in draws_of(model_dir, labelled, tmp_path / "a", 1)}
-    monkeypatch.setattr("angelshare.teacher.logits.TOKENS_PER_WINDOW", 100)
+    monkeypatch.setattr("angelshare.teacher.windows.TOKENS_PER_WINDOW", 100)
     parts = [
         *draws_of(model_dir, labelled.slice(7), tmp_path / "b", 1, batch_tokens=1),
         *draws_of(model_dir, labelled.slice(0, 7), tmp_path / "c", 1, batch_tokens=120),
@@ -208,7 +209,7 @@ def test_the_batch_size_does_not_show(model_dir, labelled, tmp_path, monkeypatch
     capture(model_dir, labelled, tmp_path / "a")
     capture(model_dir, labelled, tmp_path / "again")
     assert (tmp_path / "a").read_bytes() == (tmp_path / "again").read_bytes()
-    monkeypatch.setattr("angelshare.teacher.logits.TOKENS_PER_WINDOW", 150)
+    monkeypatch.setattr("angelshare.teacher.windows.TOKENS_PER_WINDOW", 150)
     monkeypatch.setattr("angelshare.teacher.transformers_logits.LOGITS_PER_CHUNK", 7 * 260)
     monkeypatch.setattr("angelshare.teacher.transformers_logits.LOGITS_IN_CACHE", 3 * 260)
     capture(model_dir, labelled, tmp_path / "b", batch_tokens=1)
@@ -219,7 +220,7 @@ def test_the_batch_size_does_not_show(model_dir, labelled, tmp_path, monkeypatch
 
 
 def test_batches_hold_alike_lengths_within_their_tokens(monkeypatch) -> None:
-    monkeypatch.setattr("angelshare.teacher.logits.TOKENS_PER_WINDOW", 16)
+    monkeypatch.setattr("angelshare.teacher.windows.TOKENS_PER_WINDOW", 16)
     assert windows_of([5, 2, 9, 3], batch_tokens=10) == [[[1, 0], [2]], [[3]]]
     assert windows_of([5, 2, 9, 3], batch_tokens=1) == [[[1], [0], [2]], [[3]]]
 
@@ -228,7 +229,7 @@ def test_neither_side_of_the_writing_thread_outlives_the_other(
     model_dir, labelled, tmp_path, monkeypatch
 ) -> None:
     """A failed pass publishes nothing; a failed write ends the pass, with its own error."""
-    monkeypatch.setattr("angelshare.teacher.logits.TOKENS_PER_WINDOW", 1)
+    monkeypatch.setattr("angelshare.teacher.windows.TOKENS_PER_WINDOW", 1)
     passes = []
 
     def failing(*_: object, **__: object) -> None:

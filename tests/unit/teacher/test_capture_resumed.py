@@ -13,6 +13,7 @@ from angelshare.teacher.logits import capture_logits
 from angelshare.teacher.models import load_tokenizer
 from angelshare.teacher.pieces import packed, unpacked
 from angelshare.teacher.settings import CaptureSettings
+from angelshare.teacher.windows import windows_of
 
 TOP5 = {"name": "topk_tail", "top_k": 5, "top_p": 0.9}
 DRAWS = {"name": "rskd", "samples": 7}
@@ -21,7 +22,7 @@ DRAWS = {"name": "rskd", "samples": 7}
 @pytest.fixture(autouse=True)
 def small_windows(monkeypatch) -> None:
     """Windows of about three rows; the alphabet comes from about the first five rows."""
-    monkeypatch.setattr("angelshare.teacher.logits.TOKENS_PER_WINDOW", 130)
+    monkeypatch.setattr("angelshare.teacher.windows.TOKENS_PER_WINDOW", 130)
     monkeypatch.setattr("angelshare.teacher.cache.ALPHABET_TARGETS", 100)
     monkeypatch.setattr("angelshare.teacher.cache.TARGETS_PER_GROUP", 30)
 
@@ -85,7 +86,7 @@ def windows(attempts) -> list[list[list[str]]]:
     tokenizer = load_tokenizer(attempts.model_dir)
     rows = encode_table(attempts.table, tokenizer, 96)
     lengths = [len(row.encoded.input_ids) for row in rows]
-    found = logits.windows_of(lengths, 100)
+    found = windows_of(lengths, 100)
     assert len(found) >= 5
     return [[[rows[i].id for i in batch] for batch in batches] for batches in found]
 

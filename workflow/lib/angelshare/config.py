@@ -50,6 +50,7 @@ from angelshare.teacher.settings import (
     CitedScore,
     DecodingSettings,
     PretrainedTeacher,
+    StatesSettings,
     Teacher,
 )
 
@@ -118,6 +119,22 @@ class PipelineSettings(Settings):
     """Original labels, or the teacher's answers to the dataset's prompts."""
     logits: bool = False
     """Whether the loss also reads the teacher's cached distribution over that data."""
+    features: str | None = None
+    """A name from ``states``: the student's hidden states are drawn to these."""
+    relations: str | None = None
+    """A name from ``states``, of one vector a sequence: the distances and angles between the
+    student's sequences are drawn to those between these."""
+
+    @property
+    def states(self) -> dict[str, str]:
+        """The entries of ``states`` that are read, by the role in which they are."""
+        named = {"features": self.features, "relations": self.relations}
+        return {role: name for role, name in named.items() if name is not None}
+
+    @property
+    def reads_teacher(self) -> bool:
+        """Whether any of what it trains on is a teacher's work."""
+        return self.data == "corpus" or self.logits or bool(self.states)
 
 
 class GridBlock(Settings):
@@ -170,6 +187,7 @@ RuleName = Literal[
     "report_overlap",
     "demo_teacher",
     "capture_logits",
+    "capture_states",
     "generate_corpus",
     "evaluate_teacher",
     "answer_teacher",
@@ -187,6 +205,7 @@ MODEL_RULES = frozenset(
     {
         "demo_teacher",
         "capture_logits",
+        "capture_states",
         "generate_corpus",
         "evaluate_teacher",
         "train_student",
@@ -259,6 +278,8 @@ class Config(Settings):
     """The pipelines by name."""
     capture: CaptureSettings = CaptureSettings()
     """How the teacher's distribution is cached."""
+    states: dict[str, StatesSettings] = {}
+    """Which of the teacher's hidden states are cached, by a name that pipelines use."""
     generation: DecodingSettings = DecodingSettings()
     """How the teacher answers prompts."""
     answers: AnswerFilter = AnswerFilter()

@@ -106,7 +106,7 @@ def dangling_names(config: Config) -> Iterator[str]:
                 if name not in table:
                     yield _unknown(f"{where}.{field}", name, table)
         pipeline = config.pipelines.get(block.pipeline)
-        if pipeline and not block.teacher and (pipeline.logits or pipeline.data == "corpus"):
+        if pipeline and not block.teacher and pipeline.reads_teacher:
             yield f"{where}.teacher is missing: pipeline {block.pipeline!r} reads its artifacts."
         if pipeline and not pipeline.logits and (block.temperature or block.alpha):
             yield (

@@ -1,4 +1,4 @@
-"""Whether a grid's students can learn from its logit caches: said before the teacher's pass.
+"""Whether a grid's students can learn from what its teachers cache: said before their passes.
 
 What only files can tell (two pretrained tokenizers) is refused when a student's training begins,
 by the digest that the cache carries (`angelshare.student.dataset`).
@@ -9,21 +9,72 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from angelshare.teacher.settings import CaptureSettings
+from angelshare.teacher.settings import CaptureSettings, EmbeddedTeacher
 
 if TYPE_CHECKING:
     from angelshare.config import Config, GridBlock
 
 
 def cache_problems(config: Config) -> Iterator[str]:
-    """One line for everything that a logit cache cannot give the loss that is to read it."""
+    """One line for everything that a cache cannot give the loss that is to read it."""
     for number, block in enumerate(config.grid):
         pipeline = config.pipelines.get(block.pipeline)
-        if pipeline is None or not pipeline.logits:
+        if pipeline is None:
             continue
-        yield from _unusable_temperatures(config, block, f"grid[{number}]")
-        yield from _no_tail(config)
-        yield from _other_tokenizers(config, block, f"grid[{number}]")
+        if pipeline.logits:
+            yield from _unusable_temperatures(config, block, f"grid[{number}]")
+            yield from _no_tail(config)
+        if pipeline.logits or pipeline.states:
+            yield from _other_tokenizers(config, block, f"grid[{number}]")
+        for role, name in pipeline.states.items():
+            yield from _unusable_states(config, f"pipelines.{block.pipeline}.{role}", role, name)
+            yield from _too_large(config, block, name)
+
+
+def _unusable_states(config: Config, where: str, role: str, name: str) -> Iterator[str]:
+    """States that are not there, or not of the kind that a term compares."""
+    states = config.states.get(name)
+    if states is None:
+        known = ", ".join(sorted(config.states)) or "none"
+        yield f"{where}: there is no {name!r} in states; known are {known}."
+    elif role == "relations" and not states.pooled:
+        yield (
+            f"{where}: relations are between sequences, but states.{name} has a vector at every "
+            "target: give it positions mean_of_tokens or mean_of_targets."
+        )
+
+
+def _too_large(config: Config, block: GridBlock, name: str) -> Iterator[str]:
+    """Caches of embedded teachers of which the configuration tells that they exceed their limit.
+
+    One vector a sequence is known exactly, and of vectors at targets there is one a row at least.
+    Of other teachers the job tells, before it loads the model.
+    """
+    states, teacher = config.states.get(name), config.teachers.get(block.teacher or "")
+    if states is None or not isinstance(teacher, EmbeddedTeacher):
+        return
+    shape = teacher.demo
+    layers = states.layers if isinstance(states.layers, int) else len(states.layers)
+    deepest = layers if isinstance(states.layers, int) else max(states.layers)
+    if deepest > shape.layers:
+        yield (
+            f"states.{name}.layers asks for {deepest}, teacher {block.teacher!r} has "
+            f"{shape.layers} blocks."
+        )
+    from_corpus = config.pipelines[block.pipeline].data == "corpus"
+    for dataset in block.datasets:
+        source = config.datasets.get(dataset)
+        labelled = max(block.labelled, default=source.labelled if source else None)
+        if source is None or labelled is None:
+            continue
+        rows = labelled + (source.unlabelled if from_corpus else 0)
+        size = rows * layers * states.vector_bytes(shape.hidden_size)
+        if size > states.limit_gb * 1e9:
+            least = "" if states.pooled else "at least "
+            yield (
+                f"states.{name}: {rows:,} sequences of {dataset!r} take {least}{size / 1e9:,.4f} "
+                f"GB, limit_gb is {states.limit_gb:g}. {states.ways_out()}"
+            )
 
 
 def _unusable_temperatures(config: Config, block: GridBlock, where: str) -> Iterator[str]:
@@ -74,9 +125,9 @@ def _other_tokenizers(config: Config, block: GridBlock, where: str) -> Iterator[
         if _origin(config, own) != _origin(config, read):
             yield (
                 f"{where}: student {name!r} reads with tokenizer {own!r}, teacher "
-                f"{block.teacher!r} with {read!r}: a token id of its logit cache would mean "
+                f"{block.teacher!r} with {read!r}: a token id of what it caches would mean "
                 f"another token. Give the student tokenizer {read!r}, or distil from a synthetic "
-                "corpus (a pipeline of data: corpus without logits)."
+                "corpus (a pipeline of data: corpus that reads nothing else)."
             )
 
 

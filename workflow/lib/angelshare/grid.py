@@ -13,14 +13,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
-from angelshare.config import Config, GridBlock, PipelineSettings
+from angelshare.config import Config, GridBlock
 from angelshare.data.settings import AnswerFilter, DataSource
 from angelshare.fingerprints import Fingerprints
 from angelshare.plans import ArtifactPlan, Judged, RunPlan, Study
 from angelshare.recipes import Recipe, make_recipe, recipe_key
 from angelshare.settings import Settings
 from angelshare.student.settings import TrainingSettings
-from angelshare.teacher.settings import DecodingSettings, EmbeddedTeacher, PretrainedTeacher
+from angelshare.teacher.settings import (
+    DecodingSettings,
+    EmbeddedTeacher,
+    PretrainedTeacher,
+    StatesCapture,
+)
 
 
 def plan_study(config: Config) -> Study:
@@ -168,25 +173,46 @@ class _Planner:
         )
 
     @_once
-    def logits(self, data: _Data, teacher: str, pipeline: PipelineSettings) -> ArtifactPlan:
+    def logits(self, data: _Data, teacher: str, read: str) -> ArtifactPlan:
+        capture = self.config.capture
+        label = str(capture.codec)
+        return self.captured("logits", data, teacher, read, capture, label, capture=capture)
+
+    @_once
+    def states(self, data: _Data, teacher: str, read: str, name: str) -> ArtifactPlan:
+        states = StatesCapture.of(self.config.states[name], self.config.capture)
+        return self.captured("states", data, teacher, read, states, str(states), states=states)
+
+    def captured(
+        self,
+        kind: str,
+        data: _Data,
+        teacher: str,
+        read: str,
+        settings: Settings,
+        label: str,
+        **recipe: Settings,
+    ) -> ArtifactPlan:
+        """What a teacher's forward pass over a dataset or corpus leaves, in parts."""
         inputs, named = self.teacher(teacher)
-        splits = _splits(pipeline)
-        from_corpus = pipeline.data == "corpus"
-        if from_corpus:
+        splits = _splits(read)
+        if read == "corpus":
             named |= data.filtered()
         sequences = (
-            self.corpus(data, teacher) if from_corpus else self.dataset(data.name, data.labelled)
+            self.corpus(data, teacher)
+            if read == "corpus"
+            else self.dataset(data.name, data.labelled)
         )
         return self.artifact(
-            "logits",
+            kind,
             teacher,
             {**inputs, "sequences": sequences},
-            self.config.capture,
+            settings,
             parts=self.parts(self.source(data.name, data.labelled), splits),
-            label=f"{teacher} on {sequences.label}, {self.config.capture.codec}",
+            label=f"{teacher} on {sequences.label}, {label}",
             splits=splits,
             part_rows=self.config.hardware.part_rows,
-            capture=self.config.capture.identity(),
+            **{name: one.identity() for name, one in recipe.items()},
             **named,
         )
 
@@ -317,13 +343,17 @@ class _Planner:
             inputs["corpus"] = self.corpus(data, _needed(block.teacher))
             named |= data.filtered()
         if pipeline.logits:
-            inputs["logits"] = self.logits(data, _needed(block.teacher), pipeline)
-            named["loss"] = loss.identity()
+            inputs["logits"] = self.logits(data, _needed(block.teacher), pipeline.data)
+        for role, name in pipeline.states.items():
+            inputs[role] = self.states(data, _needed(block.teacher), pipeline.data, name)
+        terms = loss.terms(inputs)
+        if terms:
+            named["loss"] = terms
         recipe = make_recipe(
             "student",
             inputs={role: {"kind": p.kind, "key": p.key} for role, p in inputs.items()},
             init=self.init(student),
-            splits=_splits(pipeline),
+            splits=_splits(pipeline.data),
             training=training.identity(),
             seed=seed,
             **named,
@@ -367,9 +397,9 @@ def _whole(value: float | None) -> int | None:
     return None if value is None else int(value)
 
 
-def _splits(pipeline: PipelineSettings) -> list[str]:
+def _splits(data: str) -> list[str]:
     """The rows a pipeline trains on: the labelled ones, or every prompt the teacher answers."""
-    return ["train", "unlabelled"] if pipeline.data == "corpus" else ["train"]
+    return ["train", "unlabelled"] if data == "corpus" else ["train"]
 
 
 def _needed(teacher: str | None) -> str:

@@ -83,6 +83,19 @@ class PartJob:
             path = self.artifact.store.objects.path(file.sha256, file.suffix)
             self.context.window.made(path, file.sha256, file.bytes)
 
+    def sequences(self) -> tuple[Any, float]:
+        """This part's rows of the sequences that a teacher reads, and their share of all rows.
+
+        Of a corpus, those with an answer that is learnt from.
+        """
+        source = self.plan.inputs["sequences"]
+        table = self.context.rows(source, self.plan.recipe["splits"])
+        rows = self.slice(table)
+        share = rows.num_rows / max(1, table.num_rows)
+        if source.kind == "corpus":
+            rows, _ = self.context.answers(source, rows, self.plan.recipe)
+        return rows, share
+
     def slice(self, table: Any) -> Any:
         """The rows of a table that belong to this part (pyarrow tables slice without a copy)."""
         size = self.plan.recipe["part_rows"]

@@ -35,12 +35,16 @@ WORK = {
     "tokenizer": Work("train_tokenizer", "preprocess", "preprocess"),
     "model": Work("demo_teacher", "demo_teacher", "teacher"),
     "logits": Work("capture_logits", "teacher_logits", "teacher"),
+    "states": Work("capture_states", "teacher_hidden", "teacher"),
     "corpus": Work("generate_corpus", "teacher_generation", "teacher"),
     "scores": Work("evaluate_teacher", "teacher_evaluate", "teacher"),
     "answers": Work("answer_teacher", "teacher_evaluate", "teacher"),
     "judgements": Work("judge_teacher", "judge", "teacher"),
 }
 """By the kind of the artifact."""
+
+TEACHER_ROLES = frozenset({"corpus", "logits", "features", "relations"})
+"""The roles in which a run reads a teacher's work."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +90,7 @@ class RunPlan:
     training: TrainingSettings
     loss: LossSettings
     inputs: dict[str, ArtifactPlan]
-    """The artifacts it reads, by role: ``dataset``, ``tokenizer``, ``corpus``, ``logits``."""
+    """The artifacts it reads, by role: ``dataset``, ``tokenizer`` and ``TEACHER_ROLES``."""
     scores: ArtifactPlan | None
     """The teacher's own scores, which say what its quality is relative to."""
     judged: dict[str, ArtifactPlan]
@@ -95,7 +99,7 @@ class RunPlan:
     @property
     def distilled(self) -> bool:
         """Whether the run learns from a teacher's work."""
-        return "corpus" in self.inputs or "logits" in self.inputs
+        return bool(TEACHER_ROLES & self.inputs.keys())
 
     def upstream(self) -> list[ArtifactPlan]:
         """Every artifact its training stands on, directly or not, inputs first."""

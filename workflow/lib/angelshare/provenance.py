@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 SOFTWARE = ("datasets", "flash_attn", "lm_eval", "pyarrow", "tokenizers", "torch", "transformers")
 SOFTWARE_AND_BACKENDS = (*SOFTWARE, "vllm")
-OUTPUTS = ("corpus", "logits")
+OUTPUTS = ("corpus", "logits", "states")
 """The kinds of artifact that are a model's outputs, for a student to be trained on."""
 
 

@@ -23,6 +23,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "tokenizer": 1,
     "model": 1,
     "logits": 2,
+    "states": 1,
     "corpus": 1,
     "scores": 2,
     "student": 1,

@@ -38,8 +38,8 @@ _KIND_OF_STAGE = {
     "preprocess": "dataset",
     "teacher_logits": "logits",
     "teacher_generation": "corpus",
-    "teacher_hidden": "hidden",
-    "teacher_embeddings": "embeddings",
+    "teacher_hidden": "states",
+    "teacher_embeddings": "states",
     "teacher_evaluate": "scores",
     "judge": "scores",
 }

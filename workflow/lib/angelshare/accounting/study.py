@@ -15,9 +15,7 @@ from typing import Any
 
 from angelshare.errors import AngelshareError
 
-TEACHER_KINDS = frozenset(
-    {"logits", "corpus", "hidden", "embeddings", "scores", "answers", "judgements"}
-)
+TEACHER_KINDS = frozenset({"logits", "states", "corpus", "scores", "answers", "judgements"})
 """Kinds of artifacts that teacher work makes: a run that reads one is a distilled run."""
 
 

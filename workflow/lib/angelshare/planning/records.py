@@ -24,12 +24,13 @@ MOST_ARTIFACTS = 24
 MOST_RUNS = 120
 """The newest runs that are read."""
 
-TEACHER_KINDS = ("model", "logits", "corpus", "scores")
+TEACHER_KINDS = ("model", "logits", "states", "corpus", "scores")
 START_KINDS = ("dataset", "tokenizer")
 COMPUTE = {
     "demo_teacher": "train",
     "student_train": "train",
     "teacher_logits": "forward",
+    "teacher_hidden": "forward",
     "teacher_generation": "decode",
     "teacher_evaluate": "decode",
     "evaluate": "decode",

@@ -262,6 +262,10 @@ class WorkList:
         if plan.kind == "logits":
             seen = self._seen("teacher_logits", plan.inputs["sequences"].key)
             return seen or _ASSUMED.scaled(plan.recipe["capture"]["max_length"])
+        if plan.kind == "states":
+            read = plan.inputs["sequences"].key
+            seen = self._seen("teacher_hidden", read) or self._seen("teacher_logits", read)
+            return seen or _ASSUMED.scaled(plan.recipe["states"]["max_length"])
         return Range.exactly(0.0)
 
     def _seen(self, stage: str, dataset: str) -> Range | None:

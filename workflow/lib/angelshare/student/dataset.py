@@ -9,8 +9,8 @@ The teacher's targets of a batch are flattened over rows, in the order in which
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from angelshare.data.tokenizer import tokenizer_digest
 from angelshare.errors import AngelshareError
 from angelshare.student.losses import IGNORED, grid_index
 from angelshare.teacher.cache import LogitCache
+from angelshare.teacher.states import StateCache, StatesInfo, kept_positions
 
 Batch = dict[str, Any]
 
@@ -45,11 +46,23 @@ class TeacherTargets:
 
 
 @dataclass(frozen=True, slots=True)
+class RowStates:
+    """A teacher's m hidden states of a sequence in each of L layers, and where they stand."""
+
+    vectors_LMW: np.ndarray
+    """float32; m is the number of kept positions, or 1 for their mean, or 0 for nothing."""
+    kept_T: np.ndarray
+    """bool, the positions that are kept or enter the mean."""
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
     """One sequence: ids and target marks, and what the teacher said at its targets."""
 
     encoded: Encoded
     teacher: TeacherTargets | None
+    states: Mapping[str, RowStates] = field(default_factory=dict)
+    """Hidden states by the role in which they are read."""
 
 
 class EncodedDataset(Dataset[Example]):
@@ -73,11 +86,48 @@ class EncodedDataset(Dataset[Example]):
                 "check the split and max_length"
             )
 
+        self._tokenizer, self._max_length = tokenizer, max_length
+        self._states: dict[str, tuple[StateCache, list[int]]] = {}
+
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Example:
-        return Example(self.rows[index].encoded, None)
+        return Example(self.rows[index].encoded, None, self._states_of(index))
+
+    def attach(self, role: str, cache: StateCache) -> None:
+        """Give every example the hidden states of ``cache`` under ``role``.
+
+        ``AngelshareError`` as for a logit cache that is not of these rows.
+        """
+        same_tokenizer(self._tokenizer, cache.info.tokenizer_sha256, "cache of hidden states")
+        self._states[role] = cache, _aligned(self.rows, cache, self._max_length)
+        self.workers = max(self.workers, 0 if cache.stays_in_memory else 1)
+
+    def states_read(self) -> dict[str, StatesInfo]:
+        """What each attached cache says of itself, by role."""
+        return {role: cache.info for role, (cache, _) in self._states.items()}
+
+    def nothing(self) -> Example:
+        """A row without targets or hidden states, which counts for nothing."""
+        encoded = self.rows[0].encoded.without_targets()
+        nowhere = np.zeros(len(encoded.input_ids), bool)
+        return Example(
+            encoded,
+            None,
+            {
+                role: RowStates(np.zeros((len(info.layers), 0, info.width), np.float32), nowhere)
+                for role, info in self.states_read().items()
+            },
+        )
+
+    def _states_of(self, index: int) -> dict[str, RowStates]:
+        encoded, found = self.rows[index].encoded, {}
+        for role, (cache, places) in self._states.items():
+            cached = cache.row(places[index])
+            kept = kept_positions(encoded, cache.info.positions, cached.chosen)
+            found[role] = RowStates(cached.vectors(), kept)
+        return found
 
 
 class DistilledDataset(EncodedDataset):
@@ -104,14 +154,8 @@ class DistilledDataset(EncodedDataset):
                 f"temperature 1 (codec {codec.name}), whose weights are right for no other. Use "
                 "temperature 1, or capture with the codec topk_tail"
             )
-        found = tokenizer_digest(tokenizer)
-        if cache.info.tokenizer_sha256 != found:
-            raise AngelshareError(
-                f"the logit cache was made with another tokenizer ({cache.info.vocab_size} tokens, "
-                f"digest {cache.info.tokenizer_sha256}; the student's: {len(tokenizer)} tokens, "
-                f"{found}): ids, special tokens or chat template mean different things on the two "
-                "sides. Use the teacher's tokenizer, or distil from a synthetic corpus instead"
-            )
+        what = f"logit cache ({cache.info.vocab_size} tokens)"
+        same_tokenizer(tokenizer, cache.info.tokenizer_sha256, what)
         super().__init__(table, tokenizer, max_length)
         self.cache = cache
         self.workers = 0 if cache.stays_in_memory else 1
@@ -126,22 +170,34 @@ class DistilledDataset(EncodedDataset):
             log_partition=cached.log_partition[:, self.column],
             tail=self.cache.info.codec.tail,
         )
-        return Example(self.rows[index].encoded, teacher)
+        return Example(self.rows[index].encoded, teacher, self._states_of(index))
 
 
-def _aligned(rows: Sequence[EncodedRow], cache: LogitCache, max_length: int) -> list[int]:
+def same_tokenizer(tokenizer: PreTrainedTokenizerBase, sha256: str, what: str) -> None:
+    """Raise ``AngelshareError`` unless ``what`` was made with the student's tokenizer."""
+    found = tokenizer_digest(tokenizer)
+    if sha256 != found:
+        raise AngelshareError(
+            f"the {what} was made with another tokenizer (digest {sha256}; the student's: "
+            f"{len(tokenizer)} tokens, {found}): ids, special tokens or chat template mean "
+            "different things on the two sides. Use the teacher's tokenizer, or distil from a "
+            "synthetic corpus instead"
+        )
+
+
+def _aligned(
+    rows: Sequence[EncodedRow], cache: LogitCache | StateCache, max_length: int
+) -> list[int]:
     """The cache row of each row; ``AngelshareError`` names the first that is missing or differs."""
     places = {row_id: (number, digest) for number, (row_id, digest) in enumerate(cache.keys())}
     if len(places) != len(cache):
-        raise AngelshareError(
-            "the logit cache's parts hold a row id twice; they do not belong together"
-        )
+        raise AngelshareError("the cache's parts hold a row id twice; they do not belong together")
     found = []
     for row_id, encoded in rows:
         if row_id not in places:
             raise AngelshareError(
-                f"row {row_id!r} is not in the logit cache ({len(cache)} rows), so the cache was "
-                "made from another table. Capture the logits of the table the student trains on"
+                f"row {row_id!r} is not in the cache ({len(cache)} rows), so it was made from "
+                "another table. Capture the table the student trains on"
             )
         number, digest = places[row_id]
         if digest != encoded.sha256:
@@ -162,7 +218,9 @@ def collator(pad_id: int) -> Callable[[Sequence[Example]], Batch]:
     teacher, ``teacher_ids`` int64 [T, K], ``teacher_logits`` float32 [T, K] and
     ``teacher_log_partition`` float32 [T] follow, T being the batch's target positions and K the
     most tokens that one of them has; unused slots hold id 0 and -inf. ``teacher_tail`` says whether
-    what the slots lack of the mass 1 is the other tokens' (``TeacherTargets.tail``).
+    what the slots lack of the mass 1 is the other tokens' (``TeacherTargets.tail``). Where they
+    carry hidden states, ``states`` has by role ``vectors`` float32 [layers, M, W], one row after
+    the other, and ``kept`` bool [B, L], the positions they stand at or are the mean of.
     """
 
     def collate(examples: Sequence[Example]) -> Batch:
@@ -170,9 +228,23 @@ def collator(pad_id: int) -> Callable[[Sequence[Example]], Batch]:
         teachers = [example.teacher for example in examples if example.teacher is not None]
         if teachers:
             batch |= _teacher_slots(teachers)
+        if examples[0].states:
+            length = batch["input_ids"].shape[1]
+            batch["states"] = {
+                role: _state_slots([example.states[role] for example in examples], length)
+                for role in examples[0].states
+            }
         return batch
 
     return collate
+
+
+def _state_slots(rows: Sequence[RowStates], length: int) -> Batch:
+    kept_BL = np.zeros((len(rows), length), bool)
+    for place, row in enumerate(rows):
+        kept_BL[place, : len(row.kept_T)] = row.kept_T
+    vectors_LMW = np.concatenate([row.vectors_LMW for row in rows], axis=1)
+    return {"vectors": torch.from_numpy(vectors_LMW), "kept": torch.from_numpy(kept_BL)}
 
 
 def _teacher_slots(teachers: Sequence[TeacherTargets]) -> Batch:

@@ -17,7 +17,7 @@ Shapes: T target positions, C of them in a chunk, H hidden size, V vocabulary, k
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -32,7 +32,7 @@ CHUNK_BYTES = {"cpu": 2**25, "cuda": 2**29}
 
 
 class LossSums(NamedTuple):
-    """A batch's loss and, by position, its parts; only ``loss`` has a gradient."""
+    """A batch's loss and, by position, its parts, which have no gradient."""
 
     loss: Tensor
     """What training minimises, summed over positions (0-d float32)."""
@@ -40,6 +40,9 @@ class LossSums(NamedTuple):
     """Of the hard labels, at temperature 1 (float32)."""
     divergence_T: Tensor | None
     """T² times the divergence from the teacher (float32); None without a teacher."""
+    states: Mapping[str, Tensor] = {}
+    """Terms of hidden states by role, with a gradient: this pass's share of their means over the
+    optimizer step."""
 
 
 def head_loss(

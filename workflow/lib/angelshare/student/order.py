@@ -67,8 +67,7 @@ class WithNothing(Dataset[Example]):
     def __getitem__(self, index: int) -> Example:
         if index != NOTHING or not isinstance(self.dataset, EncodedDataset):
             return self.dataset[index]
-        encoded = self.dataset.rows[0].encoded
-        return Example(encoded.without_targets(), None)
+        return self.dataset.nothing()
 
 
 class PassLoader(DataLoader[Any]):

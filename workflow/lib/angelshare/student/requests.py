@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ class TrainRequest:
     init: ScratchStudent | PretrainedStudent
     training: TrainingSettings
     loss: LossSettings
-    """Used only where there is a ``cache``."""
+    """Its terms count where there is a ``cache``, or ``states``, for them."""
     tokenizer: Path | str
     """Folder or hub name."""
     tokenizer_revision: str | None = None
@@ -42,6 +42,8 @@ class TrainRequest:
     """Sequence table of the validation split."""
     cache: Sequence[Path] = ()
     """Part files of the logit cache over ``train``, in order; none: hard labels alone."""
+    states: Mapping[str, Sequence[Path]] = field(default_factory=dict)
+    """Part files of the teacher's hidden states over ``train``, by role: features, relations."""
     seed: int
     """Decides first weights and the order of the data."""
     out: Path
@@ -69,6 +71,10 @@ class TrainRequest:
                 "tokenizer": None if local else self.tokenizer,
                 "tokenizer_revision": self.tokenizer_revision,
                 "cache": [str(path.absolute()) for path in self.cache],
+                "states": {
+                    role: [str(path.absolute()) for path in paths]
+                    for role, paths in self.states.items()
+                },
                 "seed": self.seed,
                 "out": str(self.out.absolute()),
                 "checkpoints": str(self.checkpoints.absolute()),
@@ -88,6 +94,7 @@ class TrainRequest:
             train=pq.read_table(folder / "train.parquet"),
             validation=pq.read_table(folder / "validation.parquet"),
             cache=[Path(path) for path in said["cache"]],
+            states={role: list(map(Path, paths)) for role, paths in said["states"].items()},
             seed=said["seed"],
             out=Path(said["out"]),
             checkpoints=Path(said["checkpoints"]),

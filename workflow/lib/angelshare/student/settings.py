@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Collection
+from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -66,6 +67,33 @@ StudentInit = Annotated[
 """Where a student's first weights come from: a shape, or a model that exists."""
 
 
+class FeatureSettings(Settings):
+    """The loss of hidden states that are drawn to a teacher's."""
+
+    weight: float = Field(default=1.0, ge=0)
+    """What its mean over the step's vectors counts, beside the mean loss over target tokens."""
+    loss: Literal["mse", "cosine", "cka"] = "mse"
+    """``mse``: squared error of a learned linear projection, as a share of the mean square of the
+    teacher's elements in that layer; ``cosine``: 1 - cosine of the same; ``cka``: 1 - linear CKA
+    over all vectors of an optimizer step, without a projection."""
+    layers: dict[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] | None = None
+    """The student's layer for each of the teacher's that are cached; null: the one at the same
+    share of the depth. Layer i is the output of block i on both sides."""
+
+
+class RelationSettings(Settings):
+    """The loss of relations between sequences (RKD, Park et al. 2019, arXiv:1904.05068)."""
+
+    weight: float = Field(default=1.0, ge=0)
+    """What the two terms together count, beside the mean loss over target tokens."""
+    distance: float = Field(default=1.0, ge=0)
+    """Weight of the term of distances between two sequences, in units of their mean."""
+    angle: float = Field(default=2.0, ge=0)
+    """Weight of the term of angles between three."""
+    layers: dict[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] | None = None
+    """As for features."""
+
+
 class LossSettings(Settings):
     """The distillation loss: alpha · CE + (1 - alpha) · T² · D(teacher, student), D at T.
 
@@ -84,6 +112,17 @@ class LossSettings(Settings):
     beta: float | None = Field(default=None, gt=0, lt=1)
     """The teacher's share in the mixture of ``jsd``, 0.5 being symmetric; only for ``jsd``, whose
     limits at 0 and 1 are ``forward_kl`` and ``reverse_kl``."""
+    feature: FeatureSettings = FeatureSettings()
+    """The term of pipelines with ``features``, which comes on top."""
+    relation: RelationSettings = RelationSettings()
+    """The term of pipelines with ``relations``, which comes on top."""
+
+    def terms(self, roles: Collection[str]) -> dict[str, Any]:
+        """What decides the loss of a run that reads artifacts in these ``roles``."""
+        own = self.model_dump(mode="json")
+        beside = {"features": own.pop("feature"), "relations": own.pop("relation")}
+        chosen = {role: value for role, value in beside.items() if role in roles}
+        return {**(own if "logits" in roles else {}), **chosen}
 
     @model_validator(mode="after")
     def _beta_with_jsd(self) -> LossSettings:

@@ -14,7 +14,7 @@ stop saves one more before it does.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from transformers import (
@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from angelshare.errors import AngelshareError
+from angelshare.files import publish_bytes
 from angelshare.recipes import digest
 from angelshare.student.callbacks import (
     METRIC,
@@ -44,9 +45,11 @@ from angelshare.student.models import make_student, pad_token_id, publish_model
 from angelshare.student.ranks import ALONE, Ranks
 from angelshare.student.requests import TrainRequest, TrainResult
 from angelshare.student.settings import TrainingSettings
-from angelshare.student.trainer import StudentTrainer, mean_cross_entropy
+from angelshare.student.states import StateTerm, make_terms
+from angelshare.student.trainer import PROJECTOR_NAME, StudentTrainer, mean_cross_entropy
 from angelshare.teacher.cache import LogitCache
 from angelshare.teacher.models import load_causal_lm, load_tokenizer, without_progress_bars
+from angelshare.teacher.states import StateCache
 
 LOGS_PER_EVALUATION = 5
 BATCHES_AHEAD = 4
@@ -86,6 +89,7 @@ def _train(
     if request.training.precision == "bfloat16":
         torch.nn.Module.to(model, torch.bfloat16)
     parameters = model.num_parameters()
+    terms = make_terms(request.loss, train.states_read(), model, request.seed)
     resume = ranks.from_first(
         lambda: newest_checkpoint(request.checkpoints, _request_digest(request, train, validation))
     )
@@ -93,7 +97,7 @@ def _train(
     if state is None or not (
         state.global_step >= max_steps or should_stop(state, request.training.stopping)
     ):
-        trainer = _trainer(request, tokenizer, model, (train, validation), max_steps, ranks)
+        trainer = _trainer(request, tokenizer, model, terms, (train, validation), max_steps, ranks)
         trainer.args.eval_on_start = resume is None
         step_rows = request.training.batch_size * request.training.accumulation
         trainer.add_callback(Bookkeeping(count, len(train), step_rows, _tokens(validation)))
@@ -110,6 +114,9 @@ def _train(
             dtype="bfloat16" if request.training.precision == "bfloat16" else "float32",
         )
         publish_model(best, tokenizer, request.out)
+        projector = checkpoint_of(request.checkpoints, best_step) / PROJECTOR_NAME
+        if projector.exists():
+            publish_bytes(request.out.with_name(PROJECTOR_NAME), projector.read_bytes())
     return TrainResult(
         steps=state.global_step,
         best_step=best_step,
@@ -131,11 +138,16 @@ def _datasets(
     length = request.training.max_length
     validation = EncodedDataset(request.validation, tokenizer, length)
     validation.rows.sort(key=lambda row: len(row.encoded.input_ids))
-    if not request.cache:
-        return EncodedDataset(request.train, tokenizer, length), validation
-    cache = LogitCache(request.cache)
-    temperature = request.loss.temperature
-    return DistilledDataset(request.train, tokenizer, length, cache, temperature), validation
+    if request.cache:
+        cache, temperature = LogitCache(request.cache), request.loss.temperature
+        train: EncodedDataset = DistilledDataset(
+            request.train, tokenizer, length, cache, temperature
+        )
+    else:
+        train = EncodedDataset(request.train, tokenizer, length)
+    for role, paths in request.states.items():
+        train.attach(role, StateCache(paths))
+    return train, validation
 
 
 def _tokens(dataset: EncodedDataset) -> int:
@@ -165,8 +177,9 @@ def _request_digest(
         {
             "init": request.init.model_dump(),
             "training": request.training.model_dump(),
-            "loss": request.loss.model_dump() if request.cache else None,
+            "loss": request.loss.terms([*request.states, *(["logits"] if request.cache else [])]),
             "cache": [path.name for path in request.cache],
+            "states": {role: [p.name for p in paths] for role, paths in request.states.items()},
             "seed": request.seed,
             "train": [row.encoded.sha256.hex() for row in train.rows],
             "validation": [row.encoded.sha256.hex() for row in validation.rows],
@@ -178,6 +191,7 @@ def _trainer(
     request: TrainRequest,
     tokenizer: PreTrainedTokenizerBase,
     model: PreTrainedModel,
+    terms: Mapping[str, StateTerm],
     datasets: tuple[EncodedDataset, EncodedDataset],
     max_steps: int,
     ranks: Ranks,
@@ -193,6 +207,7 @@ def _trainer(
         callbacks=[Stopping(request.training.stopping)],
         loss=request.loss,
         vocab_size=len(tokenizer),
+        terms=terms,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -247,6 +262,9 @@ def history(state: TrainerState) -> list[dict[str, float]]:
         "loss": "train_loss",
         "learning_rate": "learning_rate",
         "grad_norm": "gradient_norm",
+        "feature_loss": "feature_loss",
+        "relation_loss": "relation_loss",
+        "relation_pairs": "relation_pairs",
         f"eval_{METRIC}": METRIC,
     }
     steps: dict[float, dict[str, float]] = {}

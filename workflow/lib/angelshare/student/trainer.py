@@ -6,10 +6,13 @@ owns its placement and the reduction of its gradients, and its checkpoints are g
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -26,7 +29,18 @@ from angelshare.student.optimizers import make_optimizer, shared_out
 from angelshare.student.order import Passes, PassLoader, WithNothing
 from angelshare.student.settings import LossSettings, OptimizerSettings
 from angelshare.student.sharding import load_whole_weights, shard, whole, whole_weights
+from angelshare.student.states import (
+    PROJECTORS,
+    Pairs,
+    StateTerm,
+    layers_read,
+    state_shares,
+)
+from angelshare.student.whole_steps import WholeSteps
+from angelshare.teacher.blocks import block_outputs
 from angelshare.teacher.models import load_causal_lm
+
+PROJECTOR_NAME = "projector.safetensors"
 
 
 class StudentTrainer(Trainer):
@@ -45,9 +59,13 @@ class StudentTrainer(Trainer):
         loss: LossSettings,
         vocab_size: int,
         optimizer: OptimizerSettings,
+        terms: Mapping[str, StateTerm] | None = None,
         **kwargs: Any,
     ) -> None:
-        """``loss`` mixes in the teacher of batches that carry one; ``vocab_size``: tokenizer's."""
+        """``loss`` mixes in the teacher of batches that carry one; ``vocab_size``: tokenizer's.
+
+        ``terms`` on hidden states are added, by the role of the batches' ``states``.
+        """
         if args.n_gpu > 1:
             # One process drives one GPU; several are for several ranks, not for DataParallel.
             args._n_gpu = 1
@@ -55,6 +73,9 @@ class StudentTrainer(Trainer):
         super().__init__(model, args, **kwargs)
         self.loss_settings, self.vocab_size = loss, vocab_size
         self.optimizer_settings = optimizer
+        self.terms = terms or {}
+        self.steps = WholeSteps(self.terms, self.accelerator)
+        self.averages = Averages()
         if self.sharded:
             # Set after the Trainer's own check, which does not know that checkpoints are gathered.
             self.is_distributed_loading_by_transformers = True
@@ -99,6 +120,32 @@ class StudentTrainer(Trainer):
             pin_memory=args.dataloader_pin_memory,
         )
 
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
+    ) -> tuple[list[Batch], Any]:
+        """The batches of an optimizer step, with what they must know of it as a whole."""
+        batches, targets = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.terms and batches:
+            self.averages.next_step(self.steps.prepare(batches, self._first_pass))
+        return batches, targets
+
+    @torch.no_grad()
+    def _first_pass(self, batch: Batch) -> dict[str, Pairs]:
+        model = self.model_wrapped
+        model.train()
+        batch = self._prepare_inputs(batch)
+        terms = {role: term for role, term in self.terms.items() if term.whole_step}
+        with (
+            self.compute_loss_context_manager(),
+            block_outputs(self.model, layers_read(terms)) as outputs,
+        ):
+            model(
+                input_ids=batch["input_ids"],
+                attention_mask=batch["attention_mask"],
+                loss_of=lambda *_: (),
+            )
+            return {role: one.pairs(outputs, batch["states"][role]) for role, one in terms.items()}
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -112,16 +159,32 @@ class StudentTrainer(Trainer):
         cross-entropy, with a float64 [B, 2] tensor of each row's sum and count.
         """
         teacher = None if return_outputs else self._teacher(inputs)
-        sums = model(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            loss_of=TargetLoss(inputs["labels"], teacher, self.loss_settings, self.vocab_size),
-        )
+        terms = {} if return_outputs else self.terms
+        with block_outputs(self.model, layers_read(terms)) as outputs:
+            further = partial(state_shares, terms, outputs, inputs.get("states", {}), self.model)
+            loss_of = TargetLoss(
+                inputs["labels"], teacher, self.loss_settings, self.vocab_size, further
+            )
+            sums = model(
+                input_ids=inputs["input_ids"],
+                attention_mask=inputs["attention_mask"],
+                loss_of=loss_of,
+            )
         if return_outputs:
             sums_B2 = row_sums(sums.cross_entropy_T, inputs["labels"])
             return sums_B2[:, 0].sum() / sums_B2[:, 1].sum(), {"sums": sums_B2}
         ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-        return sums.loss * ranks / num_items_in_batch
+        loss = sums.loss * ranks / num_items_in_batch
+        for role, share in sums.states.items():
+            loss = loss + self.terms[role].weight * ranks * share
+            self.averages.add(self.terms[role].name, ranks * share.detach())
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with the terms on hidden states beside the loss."""
+        if "loss" in logs:
+            logs |= self.averages.take(self._mean_over_ranks)
+        super().log(logs, start_time)
 
     def _track_num_input_tokens(self, inputs: Batch) -> None:
         # A row without targets only keeps a process in step with the others.
@@ -143,6 +206,20 @@ class StudentTrainer(Trainer):
         if self.args.should_save:
             self._save(output_dir, state_dict=weights)
 
+    def _mean_over_ranks(self, value: Tensor) -> float:
+        return float(self.accelerator.gather(value.to(self.args.device)).mean())
+
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None
+    ) -> None:
+        if not hasattr(self.model, PROJECTORS):
+            super()._save(output_dir, state_dict)
+            return
+        weights = self.model.state_dict() if state_dict is None else state_dict
+        projectors = {n: w for n, w in weights.items() if n.startswith(f"{PROJECTORS}.")}
+        super()._save(output_dir, {n: w for n, w in weights.items() if n not in projectors})
+        safetensors.torch.save_file(projectors, Path(output_dir or ".", PROJECTOR_NAME))
+
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self.sharded:
             super()._save_optimizer_and_scheduler(output_dir)
@@ -153,11 +230,14 @@ class StudentTrainer(Trainer):
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER_NAME))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        kept = Path(resume_from_checkpoint, PROJECTOR_NAME)
+        projectors = safetensors.torch.load_file(kept) if kept.exists() else {}
         if not self.sharded:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+            self.model.load_state_dict(projectors, strict=False)
             return
         saved = load_causal_lm(resume_from_checkpoint, dtype="float32")
-        load_whole_weights(self.model, saved.state_dict())
+        load_whole_weights(self.model, {**saved.state_dict(), **projectors})
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if not self.sharded or checkpoint is None:
@@ -197,16 +277,23 @@ class TargetLoss:
     """
 
     def __init__(
-        self, labels_BL: Tensor, teacher: TopK | None, settings: LossSettings, vocab_size: int
+        self,
+        labels_BL: Tensor,
+        teacher: TopK | None,
+        settings: LossSettings,
+        vocab_size: int,
+        further: Callable[[], dict[str, Tensor]] = dict,
     ) -> None:
+        """``further`` terms are computed in the same place; they become the sums' ``states``."""
         self.labels_BL, self.teacher = labels_BL, teacher
         self.settings, self.vocab_size = settings, vocab_size
+        self.further = further
 
     @torch.compiler.disable
     def __call__(self, hidden_BLH: Tensor, head: nn.Module) -> LossSums:
         """Sums over the batch's targets."""
         wanted_BL = self.labels_BL[:, 1:] != IGNORED
-        return head_loss(
+        sums = head_loss(
             hidden_BLH[:, :-1][wanted_BL],
             *head_parameters(head),
             self.labels_BL[:, 1:][wanted_BL],
@@ -214,6 +301,32 @@ class TargetLoss:
             self.settings,
             self.vocab_size,
         )
+        return sums._replace(states=self.further())
+
+
+class Averages:
+    """Means over optimizer steps of values that passes add to, as the Trainer's own loss is one."""
+
+    def __init__(self) -> None:
+        self.totals: dict[str, Any] = {}
+        self.steps = 0
+
+    def next_step(self, values: Mapping[str, float]) -> None:
+        """Count a step, of which these values are known already."""
+        self.steps += 1
+        for name, value in values.items():
+            self.add(name, value)
+
+    def add(self, name: str, value: Any) -> None:
+        """Add a part of a step's value."""
+        self.totals[name] = self.totals.get(name, 0.0) + value
+
+    def take(self, over_ranks: Callable[[Tensor], float]) -> dict[str, float]:
+        """The means since the last call; all processes must ask."""
+        totals, self.totals = self.totals, {}
+        steps, self.steps = max(1, self.steps), 0
+        means = {name: torch.as_tensor(value) / steps for name, value in totals.items()}
+        return {name: over_ranks(value) for name, value in means.items()}
 
 
 def row_sums(cross_entropy_T: Tensor, labels_BL: Tensor) -> Tensor:

@@ -13,11 +13,9 @@ Columns of every cache: ``id``, ``tokens_sha256``, ``targets`` (positions n), ``
 from __future__ import annotations
 
 import json
-from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, chain
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +28,14 @@ from angelshare.errors import AngelshareError
 from angelshare.files import publishing
 from angelshare.teacher.codecs import Codec, make_codec
 from angelshare.teacher.codecs.alphabet import Alphabet
-from angelshare.teacher.codecs.rows import CachedTargets, Lists, as_lists, half, list_field
+from angelshare.teacher.codecs.rows import CachedTargets, as_lists, half, list_field
+from angelshare.teacher.groups import RowGroups
 
 METADATA_KEY, ALPHABET_KEY = b"angelshare", b"angelshare.alphabet"
 TARGETS_PER_GROUP = 2048
 """Positions after which a row group ends: about 0.2 MB, so that reading one row costs little."""
 ALPHABET_TARGETS = 65536
 """The first positions of a file, whose kept tokens make its alphabet."""
-RESIDENT_BYTES = 512 << 20
 
 KEYS = (
     pa.field("id", pa.string(), nullable=False),
@@ -196,10 +194,9 @@ def _group_table(
 
 
 class LogitCache:
-    """Rows of one or more part files, in the order of the files; memory-mapped.
+    """Rows of one or more part files, in the order of the files (`RowGroups`).
 
-    Opening reads footers only. A row is decoded when it is asked for; the row groups read last stay
-    in memory, decompressed, up to ``resident_bytes`` (512 MiB). Not to be shared between threads.
+    A row is decoded when it is asked for. Not to be shared between threads.
     """
 
     def __init__(self, paths: Sequence[Path], resident_bytes: int | None = None) -> None:
@@ -219,80 +216,37 @@ class LogitCache:
                     f"{path}: its codec, temperatures, vocabulary, tokenizer or back end differ: "
                     f"{infos}"
                 )
-        self._files = files
+        self._rows = RowGroups(files, resident_bytes)
         self._ids = [
             _read_alphabet(file, path, self.info.vocab_size)
             for file, path in zip(files, paths, strict=True)
         ]
-        self._groups = [
-            (part, group) for part, file in enumerate(files) for group in range(file.num_row_groups)
-        ]
-        counts = (files[part].metadata.row_group(group).num_rows for part, group in self._groups)
-        self._starts = list(accumulate(counts, initial=0))
-        self._resident: OrderedDict[int, _Group] = OrderedDict()
-        self._resident_bytes = RESIDENT_BYTES if resident_bytes is None else resident_bytes
-        self._free_bytes = self._resident_bytes
 
     def __len__(self) -> int:
-        return self._starts[-1]
+        return len(self._rows)
 
     @property
     def stays_in_memory(self) -> bool:
         """Whether all of it is kept once it was read."""
-        groups = ((self._files[part], group) for part, group in self._groups)
-        whole = sum(file.metadata.row_group(group).total_byte_size for file, group in groups)
-        return whole <= self._resident_bytes
+        return self._rows.stays_in_memory
 
     def keys(self) -> Iterator[tuple[str, bytes]]:
         """``id`` and ``tokens_sha256`` of every row, in order; nothing else is read."""
-        for file in self._files:
-            for batch in file.iter_batches(columns=["id", "tokens_sha256"]):
-                yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+        return self._rows.keys()
 
     def row(self, index: int) -> CachedTargets:
         """Row ``index``, decoded; ``IndexError`` outside 0 ≤ index < len."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"row {index} of a logit cache of {len(self)} rows")
-        number = bisect_right(self._starts, index) - 1
-        part = self._groups[number][0]
-        group = self._group(number)
-        return group.row(index - self._starts[number], self.info, self._ids[part])
-
-    def _group(self, number: int) -> _Group:
-        if number in self._resident:
-            self._resident.move_to_end(number)
-            return self._resident[number]
-        part, group = self._groups[number]
-        table = self._files[part].read_row_group(group, use_threads=False)
-        self._resident[number] = read = _Group(table)
-        self._free_bytes -= read.nbytes
-        while self._free_bytes < 0 and len(self._resident) > 1:
-            self._free_bytes += self._resident.popitem(last=False)[1].nbytes
-        return read
-
-
-class _Group:
-    """One row group, decompressed and not yet decoded."""
-
-    def __init__(self, table: pa.Table) -> None:
-        self.nbytes = table.nbytes
-        self.ids = table["id"]
-        self.digests = table["tokens_sha256"]
-        self.lists = {
-            field.name: Lists(table[field.name])
-            for field in table.schema
-            if pa.types.is_list(field.type)
-        }
-
-    def row(self, index: int, info: CacheInfo, ids: np.ndarray) -> CachedTargets:
-        kept = self.lists["kept"][index]
+        part, group, place = self._rows.find(index)
+        kept = group.lists["kept"][place]
         return CachedTargets(
-            id=self.ids[index].as_py(),
-            tokens_sha256=self.digests[index].as_py(),
+            id=group.ids[place].as_py(),
+            tokens_sha256=group.digests[place].as_py(),
             kept=kept,
-            gold_logprob=self.lists["gold_logprob"][index],
-            entropy=self.lists["entropy"][index],
-            **info.codec.decode(self.lists, index, kept, ids, info.temperatures),
+            gold_logprob=group.lists["gold_logprob"][place],
+            entropy=group.lists["entropy"][place],
+            **self.info.codec.decode(
+                group.lists, place, kept, self._ids[part], self.info.temperatures
+            ),
         )
 
 

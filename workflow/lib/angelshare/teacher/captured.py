@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,6 +13,18 @@ from angelshare.data.sequences import EncodedRow
 from angelshare.teacher import distribution
 from angelshare.teacher.codecs.rows import CachedTargets
 from angelshare.teacher.settings import CaptureSettings
+
+
+class CapturedRow(Protocol):
+    """A row of a cache, whatever is cached."""
+
+    @property
+    def id(self) -> str:
+        """The sequence's id in its table."""
+
+    @property
+    def tokens_sha256(self) -> bytes:
+        """``Encoded.sha256`` of the sequence the teacher read."""
 
 
 class OnItsWay:

@@ -1,14 +1,11 @@
 """Capturing a teacher's distribution: one forward pass over the data, kept as a logit cache.
 
-Batches are made of alike lengths and rows written in table order: neither batch size nor order
-shows in the cache. The pass is a back end's (`transformers_logits`, `vllm_logits`); the rest is the
-same. Finished windows can be kept in a journal: an attempt that finds some there makes the others,
-in the batches they would have had without a kill.
+The pass is a back end's (`transformers_logits`, `vllm_logits`); the rest is the same, in `windows`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,18 +18,22 @@ from angelshare.data.sequences import EncodedRow, encode_table
 from angelshare.data.tokenizer import tokenizer_digest
 from angelshare.errors import AngelshareError
 from angelshare.store.journal import Journal
-from angelshare.teacher.cache import CacheInfo
-from angelshare.teacher.captured import OnItsWay, split_rows
+from angelshare.teacher.cache import CacheInfo, write_cache
+from angelshare.teacher.captured import split_rows
 from angelshare.teacher.codecs import codec_of
 from angelshare.teacher.codecs.rows import CachedTargets
 from angelshare.teacher.models import load_causal_lm, load_config, load_tokenizer
-from angelshare.teacher.pieces import kept_rows, packed
+from angelshare.teacher.pieces import packed, unpacked
 from angelshare.teacher.settings import CaptureSettings
 from angelshare.teacher.transformers_logits import Head, capture_batch, check_head
-from angelshare.teacher.write_behind import Window, write_behind
-
-Progress = Callable[[int, int, str], None]
-TOKENS_PER_WINDOW = 2**16
+from angelshare.teacher.windows import (
+    CaptureBatch,
+    Keeping,
+    Progress,
+    captured_windows,
+    windows_of,
+)
+from angelshare.teacher.write_behind import write_behind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,12 +88,16 @@ def capture_logits(
     )
     origin: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     start = partial(_start, model_dir, len(tokenizer), rows, settings, device, origin)
-    write_behind(out, captured_windows(start, rows, settings, journal, progress, count), info)
+    windows = captured_windows(
+        start, rows, settings.batch_tokens, keeping(settings), journal, progress, count
+    )
+    write_behind(partial(write_cache, out, info=info), windows)
     lengths = [len(row.encoded.input_ids) for row in rows]
-    windows = windows_of(lengths, settings.batch_tokens)
     tokens = sum(lengths)
     passed = sum(
-        len(batch) * max(lengths[i] for i in batch) for batches in windows for batch in batches
+        len(batch) * max(lengths[i] for i in batch)
+        for batches in windows_of(lengths, settings.batch_tokens)
+        for batch in batches
     )
     return CaptureStats(
         sequences=len(rows),
@@ -100,6 +105,15 @@ def capture_logits(
         tokens=tokens,
         padding=passed - tokens if settings.backend == "transformers" else 0,
         targets=info.targets,
+    )
+
+
+def keeping(settings: CaptureSettings) -> Keeping[CachedTargets]:
+    """How what ``settings`` keep becomes rows and pieces."""
+    return Keeping(
+        split=partial(split_rows, settings=settings),
+        pack=packed,
+        unpack=partial(unpacked, temperatures=len(settings.temperatures)),
     )
 
 
@@ -128,39 +142,6 @@ def _start(
     return partial(capture_batch, model, head, settings)
 
 
-def captured_windows(
-    start: Callable[[], CaptureBatch],
-    rows: Sequence[EncodedRow],
-    settings: CaptureSettings,
-    journal: Journal | None,
-    progress: Progress,
-    count: Callable[..., None],
-) -> Iterator[Window]:
-    """Windows of earlier attempts, then the others as the device makes them.
-
-    The model is loaded only if there are others.
-    """
-    done = 0
-    for kept in kept_rows(journal, rows, len(settings.temperatures)) if journal else ():
-        done += len(kept)
-        yield kept.__iter__
-    if done:
-        progress(done, len(rows), "sequences of an earlier attempt")
-    left = rows[done:]
-    if not left:
-        return
-    capture_batch = start()
-    for batches in windows_of([len(row.encoded.input_ids) for row in left], settings.batch_tokens):
-        made: list[Batch] = []
-        for batch in batches:
-            chosen = [left[i] for i in batch]
-            made.append((batch, chosen, capture_batch(chosen)))
-            count(cached=sum(sum(row.encoded.targets) for row in chosen))
-            done += len(batch)
-            progress(done, len(rows), "sequences")
-        yield partial(_finished, made, settings, journal)
-
-
 def _check(
     model_dir: str | Path,
     vocab_size: int,
@@ -185,43 +166,3 @@ def _check(
             f"row {longest.id} has {len(longest.encoded.input_ids)} tokens, the model "
             f"{positions} positions; set capture.max_length to {positions} or less"
         )
-
-
-def windows_of(lengths: Sequence[int], batch_tokens: int) -> list[list[list[int]]]:
-    """Windows of consecutive rows, each as batches of row numbers, shortest first.
-
-    A window ends once it holds ``TOKENS_PER_WINDOW``, which bounds what waits to be written. In a
-    batch, rows times the longest stays within ``batch_tokens`` (or it is a single row).
-    """
-    windows, begin, tokens = [], 0, 0
-    for end, length in enumerate(lengths, start=1):
-        tokens += length
-        if tokens < TOKENS_PER_WINDOW and end < len(lengths):
-            continue
-        batches: list[list[int]] = [[]]
-        for number in sorted(range(begin, end), key=lambda i: lengths[i]):
-            if batches[-1] and (len(batches[-1]) + 1) * lengths[number] > batch_tokens:
-                batches.append([])
-            batches[-1].append(number)
-        windows.append(batches)
-        begin, tokens = end, 0
-    return windows
-
-
-CaptureBatch = Callable[[Sequence[EncodedRow]], OnItsWay]
-"""From rows to what the codec keeps of their target positions, one row after the other."""
-Batch = tuple[Sequence[int], Sequence[EncodedRow], OnItsWay]
-"""Row numbers, rows, and what was captured of them."""
-
-
-def _finished(
-    batches: Sequence[Batch], settings: CaptureSettings, journal: Journal | None
-) -> list[CachedTargets]:
-    """A window's rows in table order, once they are here; kept in the journal."""
-    found: dict[int, CachedTargets] = {}
-    for numbers, rows, tensors in batches:
-        found.update(zip(numbers, split_rows(rows, tensors.arrays(), settings), strict=True))
-    finished = [found[number] for number in sorted(found)]
-    if journal:
-        journal.add(packed(finished))
-    return finished

@@ -6,12 +6,10 @@ before any rounding, so that a cache written from pieces has the bytes of an und
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pyarrow as pa
 
-from angelshare.data.sequences import EncodedRow
-from angelshare.store.journal import Journal
 from angelshare.teacher.codecs.rows import CachedTargets, Lists, as_lists
 
 FLAT = ("kept", "token_ids", "logits", "gold_logprob", "entropy")
@@ -47,22 +45,3 @@ def unpacked(piece: bytes, temperatures: int) -> list[CachedTargets]:
         )
         for index, (row_id, digest) in enumerate(keys)
     ]
-
-
-def kept_rows(
-    journal: Journal, rows: Sequence[EncodedRow], temperatures: int
-) -> Iterator[list[CachedTargets]]:
-    """What earlier attempts captured of the first ``rows``, piece by piece.
-
-    A piece of other sequences than stand there, such as another version of the tokenizer's library
-    makes, is forgotten with those behind it.
-    """
-    done = 0
-    for piece in journal.pieces():
-        kept = unpacked(piece, temperatures)
-        expected = [(row.id, row.encoded.sha256) for row in rows[done : done + len(kept)]]
-        if [(row.id, row.tokens_sha256) for row in kept] != expected:
-            journal.forget_last()
-            return
-        done += len(kept)
-        yield kept

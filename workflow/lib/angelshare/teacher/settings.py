@@ -197,6 +197,92 @@ class CaptureSettings(Settings):
         return (1.0,) if self.codec.name == "rskd" else self.temperatures
 
 
+class StatesSettings(Settings):
+    """Which hidden states of a teacher are cached, and how.
+
+    The pass is by transformers, with ``max_length``, ``batch_tokens``, ``dtype`` and
+    ``attn_implementation`` of ``capture``.
+    """
+
+    execution = frozenset({"limit_gb"})
+
+    layers: (
+        Annotated[int, Field(gt=0)]
+        | Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    ) = 1
+    """Outputs of which blocks, counted from 1; 0 is what goes into the first. A number n instead of
+    a list: n blocks at equal steps, the last among them."""
+    positions: Literal["targets", "mean_of_targets", "mean_of_tokens"] = "targets"
+    """``targets``: a vector at every position that predicts a target. ``mean_of_targets``,
+    ``mean_of_tokens``: one vector a sequence, the mean over these positions or over all."""
+    fraction: float = Field(default=1.0, gt=0, le=1)
+    """Share of each sequence's targets that is kept, at least one; only for ``targets``."""
+    seed: int = Field(default=0, ge=0)
+    """With a row's id, decides which these are."""
+    format: Literal["float16", "int8"] = "float16"
+    """``float16``, or ``int8`` with one scale a vector: half the size, an error of at most 1/254 of
+    the vector's largest element."""
+    limit_gb: float = Field(default=10.0, gt=0)
+    """Largest size of the artifact, in 10⁹ bytes before compression; more is refused before the
+    model is loaded."""
+
+    @field_validator("layers")
+    @classmethod
+    def _ascending(cls, value: int | tuple[int, ...]) -> int | tuple[int, ...]:
+        if not isinstance(value, int) and list(value) != sorted(set(value)):
+            raise ValueError(f"in ascending order, each once (got {list(value)})")
+        return value
+
+    @model_validator(mode="after")
+    def _fraction_of_targets(self) -> StatesSettings:
+        if self.fraction < 1 and self.positions != "targets":
+            raise ValueError(f"without a fraction where positions is {self.positions}")
+        return self
+
+    @property
+    def pooled(self) -> bool:
+        """Whether there is one vector a sequence."""
+        return self.positions != "targets"
+
+    def vector_bytes(self, width: int) -> int:
+        """Size of one vector of one layer before compression."""
+        return width + 4 if self.format == "int8" else 2 * width
+
+    def ways_out(self) -> str:
+        """What makes a cache of hidden states smaller, of what is not done yet."""
+        ways = ["keep fewer layers"]
+        if not self.pooled:
+            ways += ["lower fraction", "keep one vector a sequence (positions mean_of_tokens)"]
+        if self.format != "int8":
+            ways.append("use format int8")
+        return f"In this entry of states: {', '.join(ways)}, or raise limit_gb."
+
+    def __str__(self) -> str:
+        layers = self.layers
+        which = f"layers {list(layers)}"
+        if isinstance(layers, int):
+            which = f"{layers} layer{'s' * (layers > 1)}"
+        share = f" ({self.fraction:g} of them)" if self.fraction < 1 else ""
+        return f"{which}, {self.positions.replace('_', ' ')}{share}, {self.format}"
+
+
+class StatesCapture(StatesSettings):
+    """What the job that caches hidden states works with: its settings and those of the pass."""
+
+    execution = StatesSettings.execution | {"batch_tokens"}
+
+    max_length: int
+    batch_tokens: int
+    dtype: Literal["auto", "float32", "bfloat16", "float16"]
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"]
+
+    @classmethod
+    def of(cls, states: StatesSettings, capture: CaptureSettings) -> StatesCapture:
+        """``states`` with the pass of ``capture``."""
+        own = ("max_length", "batch_tokens", "dtype", "attn_implementation")
+        return cls(**states.model_dump(), **capture.model_dump(include=set(own)))
+
+
 class DecodingSettings(Settings):
     """How the teacher answers prompts."""
 
