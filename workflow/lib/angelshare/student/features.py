@@ -16,6 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, linear
 
+ROUNDING = 1e-12
+"""What centring leaves of vectors that are all equal, as a share of their squares."""
+
 
 def squared_errors(found_NW: Tensor, wanted_NW: Tensor, mean_square: float) -> Tensor:
     """Sum over vectors of the mean squared error, in units of the teacher's mean square.
@@ -58,6 +61,9 @@ class CkaSums:
         self.k_HH = xx_HH - torch.outer(self.mean_x, x_H)
         self.c_WH = yx_WH - torch.outer(self.mean_y, x_H)
         self.l_WW = yy_WW - torch.outer(self.mean_y, y_W)
+        k, other = self.k_HH.norm(), self.l_WW.norm()
+        self.varies = (k > ROUNDING * xx_HH.norm()) & (other > ROUNDING * yy_WW.norm())
+        self.norms = torch.where(self.varies, k * other, 1.0)
 
     @classmethod
     def of(cls, x_NH: Tensor, y_NW: Tensor) -> CkaSums:
@@ -72,7 +78,8 @@ class CkaSums:
     def loss(self) -> Tensor:
         """1 - linear CKA (Kornblith et al. 2019, arXiv:1905.00414): ‖YᵀX‖² / (‖XᵀX‖ ‖YᵀY‖), X and Y
         centred, norms Frobenius'. 1 where one of the sides does not vary."""
-        return 1 - self.c_WH.square().sum() / self._norms().clamp(min=1e-300)
+        cka = self.c_WH.square().sum() / self.norms
+        return 1 - torch.where(self.varies, cka, 0.0)
 
     def gradient(self, x_NH: Tensor, y_NW: Tensor) -> Tensor:
         """Of `loss` by some of the vectors x, float64 [N, H].
@@ -80,10 +87,7 @@ class CkaSums:
         With s = ‖C‖², k = ‖K‖, l = ‖L‖: d(s / kl) / dX = 2 (Y C - (s / k²) X K) / (kl).
         """
         x, y = x_NH.detach().double() - self.mean_x, y_NW.double() - self.mean_y
-        k, norms = self.k_HH.norm(), self._norms()
-        share = self.c_WH.square().sum() / k.square().clamp(min=1e-300)
-        gradient_NH = -2 * (y @ self.c_WH - share * (x @ self.k_HH)) / norms.clamp(min=1e-300)
-        return torch.where(norms > 0, gradient_NH, 0.0)
-
-    def _norms(self) -> Tensor:
-        return self.k_HH.norm() * self.l_WW.norm()
+        square = torch.where(self.varies, self.k_HH.square().sum(), 1.0)
+        share = self.c_WH.square().sum() / square
+        gradient_NH = -2 * (y @ self.c_WH - share * (x @ self.k_HH)) / self.norms
+        return torch.where(self.varies, gradient_NH, 0.0)

@@ -67,7 +67,7 @@ def _distances(gram_NN: Tensor) -> Tensor:
     """Euclidean distances; those of equal embeddings are 0, and have no gradient."""
     norms_N = gram_NN.diagonal()
     squares_NN = norms_N[:, None] + norms_N - 2 * gram_NN
-    apart_NN = squares_NN > 1e-12 * norms_N.detach().max()
+    apart_NN = squares_NN > 1e-12 * norms_N.detach().sum()
     return torch.where(apart_NN, torch.where(apart_NN, squares_NN, 1.0).sqrt(), 0.0)
 
 

@@ -77,7 +77,9 @@ def picked_states(states_BTW: Tensor, kept_BT: Tensor, pooled: bool) -> Tensor:
 @torch.no_grad()
 def without_later_blocks(model: Any, last: int) -> None:
     """Drop the blocks behind layer ``last``, which need not be computed to know it; in place."""
-    del blocks_of(model)[max(1, last) :]
+    blocks = blocks_of(model)
+    del blocks[max(1, last) :]
+    model.config.get_text_config().num_hidden_layers = len(blocks)
 
 
 def chosen_layers(asked: int | Sequence[int], depth: int) -> tuple[int, ...]:

@@ -259,9 +259,10 @@ class StatesSettings(Settings):
 
     def __str__(self) -> str:
         layers = self.layers
-        which = f"layers {list(layers)}"
         if isinstance(layers, int):
             which = f"{layers} layer{'s' * (layers > 1)}"
+        else:
+            which = f"layers {list(layers)}"
         share = f" ({self.fraction:g} of them)" if self.fraction < 1 else ""
         return f"{which}, {self.positions.replace('_', ' ')}{share}, {self.format}"
 

@@ -166,12 +166,12 @@ def _check_size(
     say: Callable[[str], None],
 ) -> None:
     """Say what will be written; ``AngelshareError`` with the ways out if it is too much."""
-    limit = settings.limit_gb * share
+    limit = settings.limit_gb * share * 1e9
     what = (
-        f"{info.vectors:,} vectors of {info.width} elements in {len(info.layers)} layers as "
-        f"{info.format}: {size / 1e9:,.4f} GB before compression, limit {limit:,.4f} GB"
+        f"{info.vectors:,} vectors of {info.width} elements in each of {len(info.layers)} layers "
+        f"as {info.format}: {size / 1e6:,.1f} MB before compression, limit {limit / 1e6:,.1f} MB"
     )
-    if size > limit * 1e9:
+    if size > limit:
         of = "" if share == 1 else f" (this part's share of limit_gb {settings.limit_gb:g})"
         raise AngelshareError(
             f"hidden states would be too large: {what}{of}. {settings.ways_out()}"
@@ -244,6 +244,6 @@ def split_states(
             tokens_sha256=row.encoded.sha256,
             targets=sum(row.encoded.targets),
             chosen=chosen_targets(row, settings),
-            values=values[begin:end].swapaxes(0, 1),
-            scales=scales[begin:end].swapaxes(0, 1) if scales.size else scales,
+            values=np.ascontiguousarray(values[begin:end].swapaxes(0, 1)),
+            scales=np.ascontiguousarray(scales[begin:end].T) if scales.size else scales,
         )
