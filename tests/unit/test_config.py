@@ -92,6 +92,13 @@ def edit(values, path, value):
             "generation.tensor_parallel is 4, a job of generate_corpus has 0 GPUs",
         ),
         ("results", "pyproject.toml/x", "results: "),
+        (
+            "pipelines.sft.features",
+            "blocks",
+            "pipelines.sft.features: there is no 'blocks' in states; known are none.",
+        ),
+        ("states", {"blocks": {"layers": [2, 1]}}, "in ascending order, each once (got [2, 1])"),
+        ("loss", {"feature": {"loss": "l1"}}, "loss.feature.loss must be 'mse', 'cosine' or 'cka'"),
     ],
 )
 def test_bad_input_is_one_clear_line(values, monkeypatch, path, value, says):
@@ -235,6 +242,84 @@ def test_a_distilled_run_stands_on_its_teacher_and_a_baseline_does_not(values):
         "kd": ["dataset", "logits", "model", "scores", "tokenizer"],
         "synthetic_sft": ["corpus", "dataset", "model", "scores", "tokenizer"],
     }
+
+
+STATES = {
+    "blocks": {"layers": 2, "format": "int8"},
+    "sequences": {"positions": "mean_of_tokens"},
+}
+
+
+def with_states(values):
+    """The default with a pipeline that reads all that a teacher can give."""
+    values = copy.deepcopy(values)
+    values["states"] = copy.deepcopy(STATES)
+    values["pipelines"]["all"] = {
+        "data": "corpus",
+        "logits": True,
+        "features": "blocks",
+        "relations": "sequences",
+    }
+    values["grid"].append({**values["grid"][1], "pipeline": "all", "seeds": [1, 2]})
+    return values
+
+
+def test_a_run_that_reads_everything_is_billed_for_it_and_its_siblings_share(values):
+    values = with_states(values)
+    study = study_of(values)
+    runs = [run for run in study.runs.values() if run.pipeline == "all"]
+    assert len(runs) == 4
+    for run in runs:
+        kinds = sorted(plan.kind for plan in run.billed())
+        assert kinds == [
+            *("corpus", "dataset", "logits", "model", "scores", "states", "states", "tokenizer")
+        ]
+        assert run.distilled
+        assert run.inputs["features"].inputs["sequences"] is run.inputs["corpus"]
+    assert len({run.inputs[role].key for run in runs for role in ("features", "relations")}) == 2
+
+
+def test_further_terms_change_no_run_that_does_not_read_them(values):
+    before = set(study_of(values).runs)
+    changed = {"temperature": 2.0, "alpha": 0.2, "feature": {"weight": 3}, "relation": {"angle": 5}}
+    after = study_of(with_states(values), loss=changed).runs
+    assert before < set(after)
+    again = study_of(with_states(values), loss=changed | {"relation": {"angle": 6}}).runs
+    gone = [after[name].pipeline for name in set(after) - set(again)]
+    assert gone == ["all"] * 4
+
+
+def test_a_limit_is_no_part_of_what_states_are(values):
+    values = with_states(values)
+    limited = study_of(values, states__blocks__limit_gb=1.0)
+    assert set(limited.artifacts) == set(study_of(values).artifacts)
+    smaller = study_of(values, states__blocks__format="float16")
+    kinds = {limited.artifacts[key].kind for key in set(limited.artifacts) - set(smaller.artifacts)}
+    assert kinds == {"states"}
+
+
+def test_states_that_cannot_serve_are_refused_before_any_job(values, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    values = with_states(values)
+    load_config(values)
+    wrong = copy.deepcopy(values)
+    edit(wrong, "pipelines.all.relations", "blocks")
+    said = "pipelines.all.relations: relations are between sequences, but states.blocks has"
+    assert said in problems(wrong)
+    wrong = copy.deepcopy(values)
+    edit(wrong, "states.blocks.layers", [2, 5])
+    assert "states.blocks.layers asks for 5, teacher 'demo' has 4 blocks" in problems(wrong)
+    wrong = copy.deepcopy(values)
+    edit(wrong, "states.sequences.limit_gb", 0.0011)
+    message = problems(wrong)
+    assert "states.sequences: 4,500 sequences of 'problems' take 0.0012 GB, limit_gb is" in message
+    assert "use format int8, or raise limit_gb" in message
+    wrong = copy.deepcopy(values)
+    edit(wrong, "tokenizers.same", {**wrong["tokenizers"]["demo"], "vocab_size": 512})
+    edit(wrong, "students.tiny.tokenizer", "same")
+    edit(wrong, "pipelines.all.logits", False)
+    wrong["grid"] = wrong["grid"][-1:]
+    assert "student 'tiny' reads with tokenizer 'same'" in problems(wrong)
 
 
 def test_a_local_model_is_known_by_its_content(values, tmp_path, monkeypatch):

@@ -60,8 +60,12 @@ def fingerprints(folder: Path) -> dict[str, dict[str, float | str]]:
         CaptureSettings,
         DecodingSettings,
         DemoTeacher,
+        StatesCapture,
+        StatesSettings,
         TopkTailSettings,
     )
+    from angelshare.teacher.state_capture import capture_states
+    from angelshare.teacher.states import StateCache
 
     problems = WordProblems(seed=3, labelled=24, unlabelled=8, validation=8, test=8)
     table = make_dataset(problems)
@@ -97,6 +101,20 @@ def fingerprints(folder: Path) -> dict[str, dict[str, float | str]]:
         count=quiet,
     )
     cached = LogitCache([folder / "logits.parquet"]).row(0)
+    for name, choice in (
+        ("states", StatesSettings(layers=(0, 1), fraction=0.5, format="int8")),
+        ("means", StatesSettings(positions="mean_of_tokens")),
+    ):
+        capture_states(
+            folder / "teacher",
+            train,
+            StatesCapture.of(choice, CaptureSettings(max_length=64)),
+            folder / f"{name}.parquet",
+            progress=quiet,
+            count=quiet,
+        )
+    states = StateCache([folder / "states.parquet"]).row(0)
+    means = StateCache([folder / "means.parquet"]).row(0)
     generate_corpus(
         folder / "teacher",
         train,
@@ -174,6 +192,12 @@ def fingerprints(folder: Path) -> dict[str, dict[str, float | str]]:
             "log_partition": float(cached.log_partition.sum()),
             "gold_logprob": float(cached.gold_logprob.sum()),
             "entropy": float(cached.entropy.sum()),
+        },
+        "states": {
+            "tokens": states.tokens_sha256.hex()[:DIGITS],
+            "chosen": text_digest(states.chosen.tolist()),
+            "size": float(abs(states.vectors()).sum()),
+            "mean_size": float(abs(means.vectors()).sum()),
         },
         "corpus": {"answers": text_digest([row["messages"] for row in corpus])},
         "student": {"cross_entropy": student.cross_entropy, "tokens": student.trained_tokens},

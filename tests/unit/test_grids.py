@@ -213,3 +213,14 @@ def test_the_overview_fits_a_screen_and_says_who_shares_what(tmp_path, monkeypat
     (dataset,) = (line for line in lines if line.startswith("dataset") and "3500" in line)
     assert dataset.endswith("store  6 runs: synthetic_sft 6")
     assert lines[-1] == "123 runs in all"
+
+
+def test_the_paradigms_share_a_teacher_and_what_it_cached(tmp_path, monkeypatch) -> None:
+    study = study_of("paradigms", tmp_path, monkeypatch)
+    runs = Counter(run.pipeline for run in study.runs.values())
+    assert runs == dict.fromkeys(("sft", "kd", "feature", "relation", "together"), 3)
+    kinds = Counter(plan.kind for plan in study.artifacts.values())
+    assert kinds == {
+        **dict.fromkeys(("dataset", "tokenizer", "model", "logits", "scores"), 1),
+        "states": 2,
+    }

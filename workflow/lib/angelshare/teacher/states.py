@@ -33,6 +33,9 @@ KIND, VERSION = "hidden states", 1
 GROUP_BYTES = 1 << 18
 """Vectors after which a row group ends, so that reading one row costs little."""
 DTYPES = {"float16": np.float16, "int8": np.int8}
+ZERO = 128
+"""Added to int8: Parquet keeps small integers in 32 bits, and of those without a sign the empty
+bytes cost nothing once they are split apart."""
 POSITIONS = {
     "targets": (
         "A vector at each chosen target: the state at the position before it, which predicts it; "
@@ -75,7 +78,11 @@ class StatesInfo:
 
     def metadata(self) -> dict[str, Any]:
         """Plain values, the meaning of the columns among them."""
-        scaled = " times the vector's element of scale_NNN" if self.format == "int8" else ""
+        scaled = (
+            f"; less {ZERO}, times the vector's element of scale_NNN, each is a number"
+            if self.format == "int8"
+            else ""
+        )
         return {
             "kind": KIND,
             "version": VERSION,
@@ -133,7 +140,7 @@ def states_schema(info: StatesInfo) -> pa.Schema:
     ]
     if not info.pooled:
         fields.append(list_field("chosen", pa.int32()))
-    element = pa.from_numpy_dtype(DTYPES[info.format])
+    element = pa.uint8() if info.format == "int8" else pa.float16()
     for layer in info.layers:
         fields.append(list_field(f"layer_{layer:03d}", element))
         if info.format == "int8":
@@ -156,7 +163,10 @@ def as_table(rows: Sequence[CachedStates], info: StatesInfo) -> pa.Table:
         "chosen": as_lists([row.chosen for row in rows]),
     }
     for place, layer in enumerate(info.layers):
-        columns[f"layer_{layer:03d}"] = as_lists([row.values[place] for row in rows])
+        values = [row.values[place] for row in rows]
+        if info.format == "int8":
+            values = [(one.astype(np.int16) + ZERO).astype(np.uint8) for one in values]
+        columns[f"layer_{layer:03d}"] = as_lists(values)
         if info.format == "int8":
             columns[f"scale_{layer:03d}"] = as_lists([row.scales[place] for row in rows])
     schema = states_schema(info)
@@ -194,11 +204,10 @@ def _row(
     info: StatesInfo,
 ) -> CachedStates:
     values = [lists[f"layer_{layer:03d}"][place] for layer in info.layers]
-    scales = (
-        [lists[f"scale_{layer:03d}"][place] for layer in info.layers]
-        if info.format == "int8"
-        else []
-    )
+    scales = []
+    if info.format == "int8":
+        values = [(one.astype(np.int16) - ZERO).astype(np.int8) for one in values]
+        scales = [lists[f"scale_{layer:03d}"][place] for layer in info.layers]
     return CachedStates(
         id=row_id,
         tokens_sha256=digest,
@@ -223,6 +232,7 @@ def write_states(path: Path, rows: Iterable[CachedStates], info: StatesInfo) -> 
             states_schema(info),
             compression="zstd",
             use_dictionary=False,
+            column_encoding=_split_bytes(info),
             store_schema=False,
         ) as writer:
             for group in _groups(rows):
@@ -239,6 +249,13 @@ def write_states(path: Path, rows: Iterable[CachedStates], info: StatesInfo) -> 
                 f"{path}: {sequences} sequences with {vectors} vectors were written, "
                 f"{info.sequences} with {info.vectors} announced"
             )
+
+
+def _split_bytes(info: StatesInfo) -> dict[str, str] | None:
+    """The columns whose values are stored byte by byte; of float16 some readers know no such."""
+    if info.format != "int8":
+        return None
+    return {f"layer_{layer:03d}.list.element": "BYTE_STREAM_SPLIT" for layer in info.layers}
 
 
 def _groups(rows: Iterable[CachedStates]) -> Iterator[list[CachedStates]]:
