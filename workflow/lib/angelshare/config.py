@@ -235,7 +235,7 @@ class HardwareSettings(Settings):
     rules: dict[RuleName, JobResources] = {}
     """What the jobs of single rules ask for instead, by the rule's name."""
     part_rows: int = Field(default=2500, gt=0)
-    """Rows of one part of a logit cache or corpus: one job, lost or kept as a whole."""
+    """Rows of one part of a logit cache, corpus or cache of hidden states: one job."""
 
     def of(self, rule: RuleName, runs_model: bool) -> JobResources:
         """What the first attempt of a job of this rule asks for, nothing left open."""

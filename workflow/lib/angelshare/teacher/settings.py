@@ -65,7 +65,7 @@ class EmbeddedTeacher(Settings):
     license: str | None = PROJECT_LICENCE
     """The model's licence; recorded with all that it makes, and part of no key."""
     outputs_restricted: bool = False
-    """Whether that licence restricts training on the model's outputs: corpora and logit caches
+    """Whether that licence restricts training on the model's outputs: corpora and caches
     then carry a warning."""
 
 
@@ -97,7 +97,7 @@ class PretrainedTeacher(Settings):
     """The model's licence, an SPDX identifier where there is one (``Apache-2.0``, or
     ``LicenseRef-…``). Recorded with all that it makes, and part of no key."""
     outputs_restricted: bool = False
-    """Whether that licence restricts training on the model's outputs: corpora and logit caches
+    """Whether that licence restricts training on the model's outputs: corpora and caches
     then carry a warning."""
 
 
