@@ -60,7 +60,7 @@ rule capture_states:
         "<logs>/capture_states/{key}-{part}.log",
     conda:
         "../environment.yml"
-    threads: CONFIG.hardware.of("capture_states").threads
+    threads: CONFIG.resources_of("capture_states").threads
     resources:
         **asks("capture_states"),
     params:
