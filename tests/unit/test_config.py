@@ -310,6 +310,12 @@ def test_states_that_cannot_serve_are_refused_before_any_job(values, monkeypatch
     edit(wrong, "states.blocks.layers", [2, 5])
     assert "states.blocks.layers asks for 5, teacher 'demo' has 4 blocks" in problems(wrong)
     wrong = copy.deepcopy(values)
+    edit(wrong, "states.blocks.layers", [2, 4])
+    edit(wrong, "loss.feature", {"layers": {2: 3}})
+    message = problems(wrong)
+    assert "loss.feature.layers names no layer of the student for [4] of states.blocks" in message
+    assert "loss.feature.layers names layer 3, student 'tiny' has 2 blocks" in message
+    wrong = copy.deepcopy(values)
     edit(wrong, "states.sequences.limit_gb", 0.0011)
     message = problems(wrong)
     assert "states.sequences: 4,500 sequences of 'problems' take 0.0012 GB, limit_gb is" in message

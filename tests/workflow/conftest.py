@@ -22,6 +22,7 @@ TEACHER_RULES = {
     "train_tokenizer",
     "demo_teacher",
     "capture_logits",
+    "capture_states",
     "generate_corpus",
     "evaluate_teacher",
     "seal",

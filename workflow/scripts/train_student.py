@@ -50,8 +50,7 @@ def train(context: JobContext, run: RunPlan, folder: Path) -> dict[str, Any]:
                 cache=context.read(run.inputs["logits"]) if "logits" in run.inputs else (),
                 states={
                     role: context.read(run.inputs[role])
-                    for role in ("features", "relations")
-                    if role in run.inputs
+                    for role in context.config.pipelines[run.pipeline].states
                 },
                 seed=run.seed,
                 out=folder / "model",

@@ -29,6 +29,7 @@ def cache_problems(config: Config) -> Iterator[str]:
         for role, name in pipeline.states.items():
             yield from _unusable_states(config, f"pipelines.{block.pipeline}.{role}", role, name)
             yield from _too_large(config, block, name)
+            yield from _misnamed_layers(config, block, role, name)
 
 
 def _unusable_states(config: Config, where: str, role: str, name: str) -> Iterator[str]:
@@ -42,6 +43,26 @@ def _unusable_states(config: Config, where: str, role: str, name: str) -> Iterat
             f"{where}: relations are between sequences, but states.{name} has a vector at every "
             "target: give it positions mean_of_tokens or mean_of_targets."
         )
+
+
+def _misnamed_layers(config: Config, block: GridBlock, role: str, name: str) -> Iterator[str]:
+    """Cached layers for which none of the student is named, or one that it has not."""
+    where = {"features": "loss.feature", "relations": "loss.relation"}[role]
+    term = config.loss.feature if role == "features" else config.loss.relation
+    states = config.states.get(name)
+    if states is None or term.layers is None:
+        return
+    cached = () if isinstance(states.layers, int) else states.layers
+    unnamed = sorted(set(cached) - set(term.layers))
+    if unnamed:
+        yield f"{where}.layers names no layer of the student for {unnamed} of states.{name}."
+    for student in block.students:
+        depth = getattr(getattr(config.students.get(student), "init", None), "layers", None)
+        if depth is not None and max(term.layers.values()) > depth:
+            yield (
+                f"{where}.layers names layer {max(term.layers.values())}, student {student!r} has "
+                f"{depth} blocks."
+            )
 
 
 def _too_large(config: Config, block: GridBlock, name: str) -> Iterator[str]:

@@ -67,6 +67,11 @@ StudentInit = Annotated[
 """Where a student's first weights come from: a shape, or a model that exists."""
 
 
+LayerMap = Annotated[
+    dict[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]], Field(min_length=1)
+]
+
+
 class FeatureSettings(Settings):
     """The loss of hidden states that are drawn to a teacher's."""
 
@@ -76,7 +81,7 @@ class FeatureSettings(Settings):
     """``mse``: squared error of a learned linear projection, as a share of the mean square of the
     teacher's elements in that layer; ``cosine``: 1 - cosine of the same; ``cka``: 1 - linear CKA
     over all vectors of an optimizer step, without a projection."""
-    layers: dict[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] | None = None
+    layers: LayerMap | None = None
     """The student's layer for each of the teacher's that are cached; null: the one at the same
     share of the depth. Layer i is the output of block i on both sides."""
 
@@ -90,7 +95,7 @@ class RelationSettings(Settings):
     """Weight of the term of distances between two sequences, in units of their mean."""
     angle: float = Field(default=2.0, ge=0)
     """Weight of the term of angles between three."""
-    layers: dict[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] | None = None
+    layers: LayerMap | None = None
     """As for features."""
 
 
