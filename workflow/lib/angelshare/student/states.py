@@ -6,7 +6,7 @@ is divided by the step's number of them. What is none (``cka``, relations) is co
 where a step has several: first the states of all of them without a graph, gathered from all
 processes, and from these the gradient by every vector; then each pass is computed again and that
 gradient sent back through it (gradient caching: Gao et al. 2021, arXiv:2101.06983). It equals the
-gradient of a single large pass.
+gradient of a single large pass, as long as the student draws no dropout.
 """
 
 from __future__ import annotations
@@ -82,9 +82,10 @@ class StateTerm:
         kept_BL, found = batch["kept"], []
         for place, layer in enumerate(self.layers.values()):
             states_BLH = outputs[layer]
-            if torch.is_grad_enabled() and not states_BLH.requires_grad:
+            if layer and torch.is_grad_enabled() and not states_BLH.requires_grad:
                 raise AngelshareError(
-                    "hidden states have no gradient under reentrant gradient checkpointing"
+                    f"the student's states of layer {layer} have no gradient: they are frozen, or "
+                    "hidden by how activations are checkpointed (set gradient_checkpointing false)"
                 )
             ours = picked_states(states_BLH, kept_BL, self.info.pooled)
             if self.info.pooled:
