@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from angelshare.teacher.cache import CacheInfo
+from angelshare.teacher.cache import CacheInfo, write_cache
 from angelshare.teacher.codecs.rows import CachedTargets
 from angelshare.teacher.codecs.topk_tail import TopkTail
 from angelshare.teacher.write_behind import Window, write_behind
@@ -39,7 +40,7 @@ def test_the_devices_error_is_raised_even_where_the_writer_fails_of_it(tmp_path:
         raise RuntimeError("device lost")
 
     with pytest.raises(RuntimeError, match="device lost"):
-        write_behind(tmp_path / "cache.parquet", windows(), INFO)
+        write_behind(partial(write_cache, tmp_path / "cache.parquet", info=INFO), windows())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -55,6 +56,6 @@ def test_a_writer_that_fails_stops_the_device(tmp_path: Path) -> None:
         raise OSError("no space left")
 
     with pytest.raises(OSError, match="no space left"):
-        write_behind(tmp_path / "cache.parquet", windows(), INFO)
+        write_behind(partial(write_cache, tmp_path / "cache.parquet", info=INFO), windows())
     assert made < 10
     assert list(tmp_path.iterdir()) == []
