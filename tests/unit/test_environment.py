@@ -30,7 +30,9 @@ def test_the_lock_holds_everything_that_is_asked_for():
     asked = (ROOT / "requirements.in").read_text() + "\n".join(
         re.findall(r'^  "(.*)",$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     )
-    names = {re.split(r"[=>\[]", line)[0] for line in asked.splitlines() if line and line[0] != "#"}
+    names = {
+        re.split(r"[=<>\[]", line)[0] for line in asked.splitlines() if line and line[0] != "#"
+    }
     assert names <= set(lock())
 
 

@@ -10,6 +10,7 @@ import yaml
 
 from angelshare.config import Config, load_config
 from angelshare.errors import AngelshareError
+from angelshare.evaluation.judges.settings import AlpacaEvalSettings
 from angelshare.grid import plan_study
 from angelshare.planning.plan import make_plan
 from angelshare.plans import Study
@@ -76,7 +77,7 @@ def test_execution_changes_nothing_and_answers_change_their_judgements(
     [
         ({"judge": "her"}, "mt_bench_101.judge: there is no 'her'; known are here. Did you mean"),
         ({"data": "nowhere"}, "evaluation.judged.mt_bench_101.data: there is no file 'nowhere'"),
-        ({"benchmark": "mt_bench"}, "evaluation.judged[0].benchmark must be 'mt_bench_101'"),
+        ({"benchmark": "mt_bench"}, "judged[0].benchmark must be one of 'mt_bench_101', 'alpaca"),
     ],
 )
 def test_what_is_wrong_is_said_before_any_job(values, change, says) -> None:
@@ -84,6 +85,33 @@ def test_what_is_wrong_is_said_before_any_job(values, change, says) -> None:
     with pytest.raises(AngelshareError) as raised:
         load_config(values)
     assert says in str(raised.value)
+
+
+@pytest.fixture
+def alpaca(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """AlpacaEval 2 instead, whether its package is here or not."""
+    monkeypatch.setattr(AlpacaEvalSettings, "needs", None)
+    for name in ("baseline.json", "gamed.csv"):
+        Path(name).write_text(name)
+    entry = {"judge": "here", "data": "baseline.json", "gamed": "gamed.csv"}
+    values["evaluation"]["judged"] = [{"benchmark": "alpaca_eval_2", **entry}]
+    return values
+
+
+def test_what_only_decides_verdicts_has_nothing_answered_again(alpaca: dict[str, Any]) -> None:
+    Path("other.csv").write_text("other")
+    assert changed(alpaca, gamed="other.csv") == {"judgements"}
+    Path("other.json").write_text("other")
+    assert changed(alpaca, data="other.json") == {"answers", "judgements"}
+
+
+def test_what_alpaca_eval_lacks_is_said_before_any_job(alpaca, monkeypatch) -> None:
+    alpaca["judges"]["here"] = LOCAL
+    monkeypatch.setattr(AlpacaEvalSettings, "needs", "alpaca_eval==0.0.1")
+    with pytest.raises(AngelshareError) as raised:
+        load_config(alpaca)
+    assert "pip install alpaca_eval==0.0.1" in str(raised.value)
+    assert "serve the model (vllm serve)" in str(raised.value)
 
 
 def test_published_scores_must_be_of_a_task_that_is_asked(values: dict[str, Any]) -> None:

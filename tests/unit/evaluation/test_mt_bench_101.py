@@ -25,7 +25,7 @@ def rubric():
 
 
 @pytest.fixture
-def benchmark():
+def mt_bench():
     return MtBench101(
         MtBench101Settings(
             benchmark="mt_bench_101",
@@ -36,23 +36,23 @@ def benchmark():
     )
 
 
-def answered(benchmark, finish_reason="stop"):
+def answered(mt_bench, finish_reason="stop"):
     return [
         {"id": row["id"], "finish_reason": finish_reason, "messages": [*row["messages"], said]}
-        for row in benchmark.prompts().to_pylist()
+        for row in mt_bench.prompts().to_pylist()
         for said in [{"role": "assistant", "content": f"my {row['id']} {{history}}"}]
     ]
 
 
-def test_the_first_turn_sets_the_scene_where_the_rubric_says_so(benchmark) -> None:
-    assert [turn.id for turn in benchmark.turns] == [
+def test_the_first_turn_sets_the_scene_where_the_rubric_says_so(mt_bench) -> None:
+    assert [turn.id for turn in mt_bench.turns] == [
         "CM-1-2",
         "CM-1-3",
         "GR-2-1",
         "GR-2-2",
         "GR-3-1",
     ]
-    first = benchmark.prompts().to_pylist()[0]["messages"]
+    first = mt_bench.prompts().to_pylist()[0]["messages"]
     assert [m["content"] for m in first] == [
         "My cat is called Plum.",
         "A fine name.",
@@ -65,8 +65,8 @@ def test_a_limit_takes_dialogues_of_each_ability(rubric) -> None:
     assert [turn.id for turn in limited] == ["CM-1-2", "CM-1-3", "GR-2-1", "GR-2-2"]
 
 
-def test_the_judge_reads_the_published_words(benchmark) -> None:
-    asked, missing = benchmark.questions(answered(benchmark))
+def test_the_judge_reads_the_published_words(mt_bench) -> None:
+    asked, missing = mt_bench.questions(answered(mt_bench))
     assert not missing
     system, user = (message["content"] for message in asked[0].messages)
     assert system == "Rate the last answer. Does it remember? End with Rating: [[n]]."
@@ -101,22 +101,22 @@ def test_a_rating_is_read_or_missing(text: str, value: int | None) -> None:
     assert rating(text) == value
 
 
-def judged(benchmark, replies):
+def judged(mt_bench, replies):
     asked = []
 
     def ask(questions):
         asked.extend(question.id for question in questions)
         return replies
 
-    scores = benchmark.scores(answered(benchmark), ask)
-    assert asked == [turn.id for turn in benchmark.turns]
+    scores = mt_bench.scores(answered(mt_bench), ask)
+    assert asked == [turn.id for turn in mt_bench.turns]
     return scores
 
 
-def test_dialogues_count_as_their_worst_turn_and_abilities_alike(benchmark) -> None:
-    given = dict(zip((t.id for t in benchmark.turns), (9, 5, 8, 6, 10), strict=True))
+def test_dialogues_count_as_their_worst_turn_and_abilities_alike(mt_bench) -> None:
+    given = dict(zip((t.id for t in mt_bench.turns), (9, 5, 8, 6, 10), strict=True))
     replies = {name: Reply(text=f"[[{value}]]") for name, value in given.items()}
-    whole, memory, reasoning = judged(benchmark, replies)
+    whole, memory, reasoning = judged(mt_bench, replies)
     assert (whole.metric, whole.samples, whole.missing) == ("rating", 3, {})
     assert memory.value == 5
     assert reasoning.value == (6 + 10) / 2
@@ -125,20 +125,20 @@ def test_dialogues_count_as_their_worst_turn_and_abilities_alike(benchmark) -> N
     assert reasoning.stderr == pytest.approx(2.0)  # sd of 6 and 10 is sqrt(8); over sqrt(2)
 
 
-def test_a_missing_verdict_is_no_zero_and_takes_its_dialogue_along(benchmark) -> None:
-    replies = {turn.id: Reply(text="[[8]]") for turn in benchmark.turns}
+def test_a_missing_verdict_is_no_zero_and_takes_its_dialogue_along(mt_bench) -> None:
+    replies = {turn.id: Reply(text="[[8]]") for turn in mt_bench.turns}
     replies["GR-2-1"] = Reply(text="I cannot rate this.")
     replies["CM-1-2"] = Reply(missing="refused")
-    whole, reasoning = judged(benchmark, replies)
+    whole, reasoning = judged(mt_bench, replies)
     assert whole.missing == {"malformed": 1, "refused": 1}
     assert (whole.value, whole.samples, reasoning.metric) == (8, 1, "rating_GR")
-    nothing = {turn.id: Reply(missing="unanswered") for turn in benchmark.turns}
+    nothing = {turn.id: Reply(missing="unanswered") for turn in mt_bench.turns}
     with pytest.raises(AngelshareError, match="no dialogue has all its verdicts"):
-        judged(benchmark, nothing)
+        judged(mt_bench, nothing)
 
 
-def test_an_answer_that_had_no_room_is_not_judged(benchmark) -> None:
-    asked, missing = benchmark.questions(answered(benchmark, "prompt_too_long"))
+def test_an_answer_that_had_no_room_is_not_judged(mt_bench) -> None:
+    asked, missing = mt_bench.questions(answered(mt_bench, "prompt_too_long"))
     assert not asked
     assert set(missing.values()) == {"prompt_too_long"}
 

@@ -153,6 +153,13 @@ def unusable_judges(config: Config) -> Iterator[str]:
         where = f"evaluation.judged.{one.benchmark}"
         if one.judge not in config.judges:
             yield _unknown(f"{where}.judge", one.judge, config.judges)
+        elif one.reads_logprobs and not config.judges[one.judge].endpoint:
+            yield (
+                f"{where}.judge: it reads log-probabilities, which {one.judge!r} gives through an "
+                "endpoint only: serve the model (vllm serve) and name the server as its endpoint."
+            )
+        if not one.has_package:
+            yield f"{where}: it needs a package in this release: pip install {one.needs}."
         for field in one.files:
             path = getattr(one, field)
             if not Path(path).is_file():

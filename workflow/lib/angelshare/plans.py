@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from angelshare.evaluation.judges.settings import MtBench101Settings
+from angelshare.evaluation.judges.settings import JudgedSettings
 from angelshare.recipes import Recipe
 from angelshare.settings import Settings
 from angelshare.student.settings import LossSettings, TrainingSettings
@@ -125,7 +125,7 @@ class RunPlan:
 class Judged:
     """A judged benchmark."""
 
-    settings: MtBench101Settings
+    settings: JudgedSettings
     answers: Recipe
     """What decides its answers, besides the model."""
     judgements: Recipe

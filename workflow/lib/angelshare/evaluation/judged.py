@@ -15,7 +15,12 @@ import pyarrow as pa
 
 from angelshare.errors import AngelshareError
 from angelshare.evaluation.judges.asking import Ask, Judge, Ledger, Question, Reply, ask_all
-from angelshare.evaluation.judges.settings import JudgeSettings, MtBench101Settings
+from angelshare.evaluation.judges.settings import (
+    AlpacaEvalSettings,
+    JudgedSettings,
+    JudgeSettings,
+    MtBench101Settings,
+)
 from angelshare.evaluation.scores import Count, Progress, Score
 from angelshare.store.journal import Journal
 from angelshare.teacher.generate import GenerationStats, generate_corpus
@@ -45,7 +50,7 @@ class Benchmark(Protocol):
 
 def answer_benchmark(
     model: str | Path,
-    settings: MtBench101Settings,
+    settings: JudgedSettings,
     out: Path,
     *,
     progress: Progress,
@@ -78,7 +83,7 @@ def answer_benchmark(
 
 def judge_answers(
     answers: pa.Table,
-    settings: MtBench101Settings,
+    settings: JudgedSettings,
     judge: JudgeSettings,
     identity: Mapping[str, Any],
     ledger: Path,
@@ -125,11 +130,17 @@ def judge_answers(
     ]
 
 
-def open_benchmark(settings: MtBench101Settings) -> Benchmark:
+def open_benchmark(settings: JudgedSettings) -> Benchmark:
     """The benchmark of the settings; only what it needs is imported."""
-    from angelshare.evaluation.judges.mt_bench_101 import MtBench101
+    if isinstance(settings, AlpacaEvalSettings):
+        from angelshare.evaluation.judges.alpaca_eval_2 import AlpacaEval2
 
-    return MtBench101(settings)
+        return AlpacaEval2(settings)
+    if isinstance(settings, MtBench101Settings):
+        from angelshare.evaluation.judges.mt_bench_101 import MtBench101
+
+        return MtBench101(settings)
+    raise TypeError(f"no benchmark has {type(settings).__name__}")
 
 
 def open_judge(name: str, settings: JudgeSettings) -> Judge:

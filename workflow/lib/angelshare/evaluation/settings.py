@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from angelshare.evaluation.judges.settings import MtBench101Settings
+from angelshare.evaluation.judges.settings import AnyJudgedSettings
 from angelshare.settings import Settings
 
 TASKS_FOLDER = Path(__file__).parent / "tasks"
@@ -48,7 +48,7 @@ class EvaluationSettings(Settings):
     )
     """The tasks: a name, or a name with settings of its own. Every metric of a task is recorded;
     quality counts one of them."""
-    judged: list[MtBench101Settings] = []
+    judged: list[AnyJudgedSettings] = []
     """Benchmarks whose answers a judge rates."""
     engine: Literal["transformers", "vllm"] = "transformers"
     """The harness's back end. With ``vllm`` prefill and decode share batches, so their energy is

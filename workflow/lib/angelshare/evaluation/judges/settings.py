@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -64,6 +65,13 @@ class JudgedSettings(Settings):
     asked_from: ClassVar[tuple[str, ...]]
     """Those of them that decide what a model is asked; the others only decide the verdicts."""
 
+    needs: ClassVar[str | None] = None
+    """The package that makes the benchmark, with its release, as pip names it."""
+    reads_logprobs: ClassVar[bool] = False
+    """Whether a verdict is in the log-probabilities of the judge's first token."""
+
+    benchmark: str
+    """Which one."""
     judge: str
     """A name from ``judges``."""
     limit: int | None = Field(default=None, gt=0)
@@ -80,6 +88,15 @@ class JudgedSettings(Settings):
         """What decides the answers besides the files and the model."""
         return self.model_dump(exclude={*self.execution, *self.files})
 
+    @property
+    def has_package(self) -> bool:
+        """Whether what it ``needs`` is installed here, in that very release."""
+        name, _, release = (self.needs or "").partition("==")
+        try:
+            return not name or version(name) == release
+        except PackageNotFoundError:
+            return False
+
 
 class MtBench101Settings(JudgedSettings):
     """MT-Bench-101: dialogues of several turns, each turn rated from 1 to 10."""
@@ -93,3 +110,25 @@ class MtBench101Settings(JudgedSettings):
     """The benchmark's own file: ``mtbench101.jsonl``."""
     prompts: str = Field(min_length=1)
     """The benchmark's published prompts and rubric: OpenCompass' ``mtbench101.py``."""
+
+
+class AlpacaEvalSettings(JudgedSettings):
+    """AlpacaEval 2: answers to single instructions, each beside the baseline's."""
+
+    files = ("data", "gamed")
+    asked_from = ("data",)
+    needs: ClassVar[str] = "alpaca_eval==0.6.6"
+    reads_logprobs = True
+
+    benchmark: Literal["alpaca_eval_2"]
+    """Which one."""
+    data: str = Field(min_length=1)
+    """The instructions with the baseline's answers: ``alpaca_eval_gpt4_baseline.json``."""
+    gamed: str = Field(min_length=1)
+    """What steadies the length-controlled win rate: ``df_gamed.csv``, from where the data are."""
+
+
+AnyJudgedSettings = Annotated[
+    MtBench101Settings | AlpacaEvalSettings, Field(discriminator="benchmark")
+]
+"""The judged benchmarks there are."""
