@@ -375,4 +375,6 @@ def _join(where: str, lines: Mapping[str, None]) -> str:
 
 def json_schema() -> dict[str, Any]:
     """The JSON schema of the configuration, for editors: `config/schemas/config.schema.json`."""
-    return Config.model_json_schema()
+    from angelshare.described import described_schema
+
+    return described_schema(Config)

@@ -13,7 +13,7 @@ PROJECT_LICENCE = "Apache-2.0"
 class Settings(BaseModel):
     """Base of every section of the configuration; each room keeps its own in ``settings.py``."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     execution: ClassVar[frozenset[str]] = frozenset()
     """Fields that say how work is carried out and not what comes out; they enter no recipe."""

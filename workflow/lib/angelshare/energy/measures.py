@@ -40,7 +40,7 @@ NonNegative = Annotated[float, Field(ge=0)]
 class Part(BaseModel):
     """Base of every part of the record."""
 
-    model_config = ConfigDict(extra="allow", use_attribute_docstrings=True, populate_by_name=True)
+    model_config = ConfigDict(extra="allow", populate_by_name=True)
 
     @model_serializer(mode="wrap")
     def _leave_out_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -295,7 +295,9 @@ class Record(Part):
 
 def json_schema() -> dict[str, Any]:
     """The JSON schema (draft 2020-12) of a record, generated from the types above."""
-    schema = _without_null_defaults(Record.model_json_schema(by_alias=True))
+    from angelshare.described import described_schema
+
+    schema = _without_null_defaults(described_schema(Record))
     schema["required"] = sorted({*schema["required"], "schema"})
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
