@@ -70,6 +70,14 @@ def test_what_is_there_is_reused_and_its_records_are_used(config: Config) -> Non
     assert tiny.energy_j.value == pytest.approx(146.6, rel=0.002)
 
 
+def test_damaged_records_are_passed_over(config: Config) -> None:
+    empty = planned(config)
+    store = config.store.open()
+    put(store.root / "corpus" / ("ab" * 16) / "manifest.json", {})
+    put(Path(config.results, "students", "torn", "training.json"), {"recipe": None})
+    assert planned(config) == empty
+
+
 def test_layers_are_named(values: dict[str, Any], tmp_path: Path) -> None:
     theirs = load_config({**values, "store": {"root": str(tmp_path / "theirs"), "team": "them"}})
     finished_artifact(theirs, "logits", 30.0, team="them")

@@ -132,7 +132,7 @@ def _artifacts(
 ) -> Iterator[Observation]:
     for kind in (*START_KINDS, *TEACHER_KINDS):
         for folder in _newest(store.root / kind, MOST_ARTIFACTS):
-            manifest = _json(folder / "manifest.json")
+            manifest = _with_recipe(folder / "manifest.json")
             if manifest is None:
                 continue
             recipe = manifest["recipe"]
@@ -164,13 +164,13 @@ def _model_of(
     teacher = recipe.get("inputs", {}).get("teacher")
     if teacher is None:
         return None
-    manifest = _json(store.root / "model" / teacher["key"] / "manifest.json")
+    manifest = _with_recipe(store.root / "model" / teacher["key"] / "manifest.json")
     return from_shape("teacher", manifest["recipe"]["settings"], 256) if manifest else None
 
 
 def _runs(results: Path) -> Iterator[Observation]:
     for folder in _newest(results / "students", MOST_RUNS):
-        training = _json(folder / "training.json")
+        training = _with_recipe(folder / "training.json")
         if training is None:
             continue
         recipe = training["recipe"]
@@ -251,3 +251,9 @@ def _json(path: Path) -> Any:
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def _with_recipe(path: Path) -> Any:
+    """A record of what was made; None where it does not say how."""
+    value = _json(path)
+    return value if value is not None and isinstance(value.get("recipe"), dict) else None
