@@ -28,22 +28,7 @@ include: "rules/frontiers.smk"
 
 
 onstart:
-    try:
-        require_resolved(CONFIG)
-        # Whoever collects garbage in the shared store must know what this configuration reaches.
-        register(
-            ARTIFACTS,
-            CONFIG.store.team_id(),
-            Path.cwd(),
-            [(plan.kind, plan.key) for plan in STUDY.artifacts.values()],
-            [str(path) for path in workflow.configfiles],
-        )
-        if CONFIG.store.remotes:
-            keep_offers(CONFIG.results, OFFERS)
-        # Said, kept for the comparison with what is then measured, refused beyond the budget.
-        say(planning.start(CONFIG, STUDY, ARTIFACTS, OFFERS, planned_jobs()))
-    except AngelshareError as error:
-        raise WorkflowError(str(error))
+    begin()
     watch_study()
 
 

@@ -3,6 +3,8 @@
 # Parsing opens no artifact and imports nothing heavy, for each cluster job parses these files again.
 # Only the main process asks the remotes, where there are any.
 import atexit
+import gc
+import inspect
 import sys
 from functools import cache
 from os.path import exists
@@ -19,12 +21,10 @@ from angelshare.config import load_config
 from angelshare.errors import AngelshareError
 from angelshare.grid import plan_study
 from angelshare.overview import overview
-from angelshare.planning import workflow as planning
 from angelshare.plans import ArtifactPlan
 from angelshare.recipes import canonical, make_recipe
 from angelshare.reuse import offers_for, sources
 from angelshare.revisions import require_resolved, unresolved
-from angelshare.store.gc import register
 from angelshare.store.offers import keep_offers, kept_offers
 
 try:
@@ -32,6 +32,9 @@ try:
     STUDY = plan_study(CONFIG)
 except AngelshareError as error:
     raise WorkflowError(str(error))
+
+# The study stays to the end: the collector need not look at its recipes again and again.
+gc.freeze()
 
 ARTIFACTS = CONFIG.store.open()
 LISTED_RUNS = 6
@@ -108,27 +111,55 @@ def located(kind: str, key: str, parts: int) -> tuple:
     """The path of an artifact's manifest, and of the receipts where it is not a layer's."""
     home = ARTIFACTS.artifact(kind, key).store
     if home is not ARTIFACTS:
-        return f"{home.root}/{kind}/{key}/manifest.json", ()
+        return ancient(f"{home.root}/{kind}/{key}/manifest.json"), []
     folder = f"<store>/{kind}/{key}"
-    numbered = tuple(f"{folder}/parts/{part:05d}.json" for part in range(parts))
-    return f"{folder}/manifest.json", numbered
+    numbered = [ancient(f"{folder}/parts/{part:05d}.json") for part in range(parts)]
+    return ancient(f"{folder}/manifest.json"), numbered
 
 
 def manifest(plan: ArtifactPlan):
     """The manifest of an artifact, as an input that modification times never invalidate."""
-    return ancient(located(plan.kind, plan.key, plan.parts)[0])
+    return located(plan.kind, plan.key, plan.parts)[0]
 
 
 def receipts(plan: ArtifactPlan) -> list:
     """The receipts of an artifact's parts, likewise; a layer or remote answers for its own."""
     if SOURCES[plan.key] == "remote":
         return []
-    return [ancient(path) for path in located(plan.kind, plan.key, plan.parts)[1]]
+    return located(plan.kind, plan.key, plan.parts)[1]
 
 
 def whole(plans) -> list:
     """What says that these artifacts are there, all parts of them."""
     return [path for plan in plans for path in (manifest(plan), *receipts(plan))]
+
+
+@cache
+def lost(kind: str, key: str, parts: int) -> list:
+    """The receipts that are missing of an artifact that was sealed once: parts to be made again."""
+    artifact = ARTIFACTS.artifact(kind, key)
+    if not artifact.manifest_path.exists():
+        return []
+    paths = located(kind, key, parts)[1]
+    return [p for n, p in enumerate(paths) if not artifact.receipt_path(n).exists()]
+
+
+def readable(plans) -> list:
+    """What a job that reads these artifacts waits for. A manifest stands for the receipts it is
+    sealed from; students are many, and every input of each is an edge for Snakemake to follow.
+    """
+    edges = []
+    for plan in plans:
+        edges.append(manifest(plan))
+        if SOURCES[plan.key] != "remote":
+            edges += lost(plan.kind, plan.key, plan.parts)
+    return edges
+
+
+def signed(function):
+    """Snakemake asks for a function's signature several times per job; here it is found once."""
+    function.__signature__ = inspect.signature(function)
+    return function
 
 
 def asks(rule: str) -> dict:
@@ -141,8 +172,8 @@ def asks(rule: str) -> dict:
     gpus = {"gpu": first.gpus} if CONFIG.runs_model(rule) or first.gpus else {}
     one_process = {"nodes": 1, "tasks_per_gpu": 0} if first.gpus else {}
     return {
-        "mem_mb": lambda wildcards, attempt: first.memory_mb * attempt,
-        "runtime": lambda wildcards, attempt: first.runtime_min * attempt,
+        "mem_mb": signed(lambda wildcards, attempt: first.memory_mb * attempt),
+        "runtime": signed(lambda wildcards, attempt: first.runtime_min * attempt),
         **gpus,
         **one_process,
     }
@@ -160,7 +191,10 @@ def asks_to_train() -> dict:
     gpus = {name: CONFIG.training_gpus(name) for name in students}
 
     def of(chosen: dict):
-        return lambda wildcards: chosen[STUDY.runs[wildcards.run].student]
+        values = set(chosen.values())
+        if len(values) == 1:
+            return values.pop()
+        return signed(lambda wildcards: chosen[STUDY.runs[wildcards.run].student])
 
     if max(gpus.values(), default=0):
         asked |= {"nodes": of(nodes), "tasks_per_gpu": 0}
@@ -172,19 +206,22 @@ def asks_to_train() -> dict:
     return {**asked, "gpu": of(gpus)}
 
 
+@signed
 def artifact_recipe(wildcards) -> dict:
     """The recipe of the artifact that a rule makes."""
     return STUDY.artifacts[wildcards.key].recipe
 
 
 # A job whose product is there has no inputs: work that is done has no edges.
+@signed
 def artifact_inputs(wildcards) -> list:
     """The manifests that a part of an artifact is made from."""
     plan = STUDY.artifacts[wildcards.key]
     receipt = ARTIFACTS.artifact(plan.kind, plan.key).receipt_path(int(wildcards.part))
-    return [] if receipt.exists() else whole(plan.inputs.values())
+    return [] if receipt.exists() else readable(plan.inputs.values())
 
 
+@signed
 def artifact_receipts(wildcards) -> list:
     """The receipts that an artifact is sealed from."""
     plan = STUDY.artifacts[wildcards.key]
@@ -192,25 +229,29 @@ def artifact_receipts(wildcards) -> list:
     return [] if sealed.exists() else receipts(plan)
 
 
+@signed
 def run_inputs(wildcards) -> list:
     """The manifests that a student is trained from."""
     run = STUDY.runs[wildcards.run]
     trained = f"{CONFIG.results}/students/{run.name}/training.json"
-    return [] if exists(trained) else whole(run.inputs.values())
+    return [] if exists(trained) else readable(run.inputs.values())
 
 
+@signed
 def evaluation_inputs(wildcards) -> list:
     """The manifest of the data that a student is scored on."""
     run = STUDY.runs[wildcards.run]
     scores = f"{CONFIG.results}/scores/{run.name}.json"
-    return [] if exists(scores) else whole([run.inputs["dataset"]])
+    return [] if exists(scores) else readable([run.inputs["dataset"]])
 
 
+@signed
 def dataset_manifest(wildcards) -> list:
     """The manifest of a dataset that the overlap report reads, by its name."""
-    return whole([STUDY.datasets[wildcards.dataset]])
+    return readable([STUDY.datasets[wildcards.dataset]])
 
 
+@signed
 def overlap_recipe(wildcards) -> dict:
     """What decides an overlap report: the dataset, the benchmarks, what counts as overlap."""
     return canonical(
@@ -222,27 +263,32 @@ def overlap_recipe(wildcards) -> dict:
     )
 
 
+@signed
 def run_recipe(wildcards) -> dict:
     """The recipe of a student run."""
     return STUDY.runs[wildcards.run].recipe
 
 
+@signed
 def evaluation_recipe(wildcards) -> dict:
     """What decides a score besides the student: the evaluation settings and the dataset."""
     dataset = STUDY.runs[wildcards.run].inputs["dataset"]
     return make_recipe("evaluation", dataset=dataset.key, evaluation=STUDY.evaluation)
 
 
+@signed
 def answers_recipe(wildcards) -> dict:
     """What decides a student's answers to a judged benchmark, besides the student."""
     return make_recipe("answers", **STUDY.judged[wildcards.benchmark].answers)
 
 
+@signed
 def judgements_recipe(wildcards) -> dict:
     """What decides the verdicts, besides the answers."""
     return make_recipe("judgements", **STUDY.judged[wildcards.benchmark].judgements)
 
 
+@signed
 def accounting_recipe(wildcards) -> dict:
     """What the tables depend on besides their inputs: which runs, the analysis' settings, and the
     consumers that other teams added to the shared artifacts since."""
@@ -261,6 +307,25 @@ def accounting_recipe(wildcards) -> dict:
             "foreign_consumers": ARTIFACTS.foreign_consumers(team, artifacts),
         }
     )
+
+
+def begin() -> None:
+    """What a real run does before its first job: say what it will cost, and refuse or go on."""
+    from angelshare.planning import workflow as planning
+    from angelshare.store.gc import register
+
+    try:
+        require_resolved(CONFIG)
+        # Whoever collects garbage in the shared store must know what this configuration reaches.
+        reached = [(plan.kind, plan.key) for plan in STUDY.artifacts.values()]
+        configured = [str(path) for path in workflow.configfiles]
+        register(ARTIFACTS, CONFIG.store.team_id(), Path.cwd(), reached, configured)
+        if CONFIG.store.remotes:
+            keep_offers(CONFIG.results, OFFERS)
+        # Said, kept for the comparison with what is then measured, refused beyond the budget.
+        say(planning.start(CONFIG, STUDY, ARTIFACTS, OFFERS, planned_jobs()))
+    except AngelshareError as error:
+        raise WorkflowError(str(error))
 
 
 def watch_study() -> None:
@@ -288,6 +353,8 @@ def say(lines: list) -> None:
 def announce() -> None:
     """What a dry run's jobs would cost, after Snakemake has listed them."""
     if workflow.dryrun and workflow._dag is not None:
+        from angelshare.planning import workflow as planning
+
         say(planning.announce(CONFIG, STUDY, ARTIFACTS, OFFERS, planned_jobs()))
 
 
