@@ -7,6 +7,7 @@ import gc
 import inspect
 import sys
 from functools import cache
+from os import environ
 from os.path import exists
 from pathlib import Path
 
@@ -32,6 +33,12 @@ try:
     STUDY = plan_study(CONFIG)
 except AngelshareError as error:
     raise WorkflowError(str(error))
+
+# Within a job's step; Slurm may tell this process alone that the job is about to end.
+if "SLURM_STEP_ID" in environ and not workflow.is_main_process:
+    from angelshare.termination import pass_on_termination
+
+    pass_on_termination()
 
 # The study stays to the end: the collector need not look at its recipes again and again.
 gc.freeze()

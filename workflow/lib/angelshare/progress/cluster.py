@@ -166,6 +166,8 @@ def likely_cause(state: str, log: Path | None, attempt: Attempt | None) -> str |
     state = state.split()[0]
     if state in ACTIVE or state == "COMPLETED":
         return None
+    if attempt is not None and attempt.status == "preempted":
+        return cause_of_attempt(attempt)  # it asked Slurm; the log says no more than "cancelled"
     if state in _CAUSES:
         return _CAUSES[state]
     tail = _tail(log) if log else ""

@@ -111,7 +111,9 @@ class Watch:
 def failure(task: Task, attempt: Attempt, job: SlurmJob | None) -> str:
     """A failed attempt in one line: what, likely why, and where to look."""
     cause = (job.cause if job else None) or cause_of_attempt(attempt)
-    if job is not None and job.cause is None and sent_back(job):
+    if attempt.status == "preempted":
+        cause = cause_of_attempt(attempt)
+    elif job is not None and job.cause is None and sent_back(job):
         cause = "Slurm sent it back into the queue (preemption, a node failure, or by hand)"
     where = f" (Slurm job {attempt.slurm_job} on {attempt.host})" if attempt.slurm_job else ""
     logs = [task.log, *([job.log] if job and job.log else [])]

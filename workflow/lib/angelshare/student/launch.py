@@ -88,9 +88,12 @@ def _start(launch: Launch, exchange: Exchange) -> subprocess.Popen[bytes]:
     }
     if launch.nodes == 1:
         return subprocess.Popen(agent, stdin=subprocess.PIPE, env=environment)
+    # Told to end, srun would leave its tasks a few seconds (KillWait) and then kill them. In a
+    # session of its own it is not told with the job, and ends when its tasks have saved their work.
     return subprocess.Popen(
         [*_srun(launch.nodes, threads), *agent],
         stdin=subprocess.PIPE,
+        start_new_session=True,
         env={
             name: value
             for name, value in environment.items()
