@@ -133,7 +133,7 @@ GresTypes=gpu
 NodeName=n1 NodeHostname=$H NodeAddr=127.0.0.1 Port=$((BASEPORT + 11)) CPUs=$CPUS RealMemory=$MEM
 NodeName=n[2-$NODES] NodeHostname=$H NodeAddr=127.0.0.1 Port=[$((BASEPORT + 12))-$((BASEPORT + 10 + NODES))] CPUs=$CPUS RealMemory=$MEM Gres=gpu:fake:$GPUS
 PartitionName=cpu Nodes=n1 Default=YES MaxTime=60 DefaultTime=5 PriorityTier=1
-PartitionName=gpu Nodes=n[2-$NODES] MaxTime=60 DefaultTime=5 PriorityTier=1 GraceTime=10
+PartitionName=gpu Nodes=n[2-$NODES] MaxTime=60 DefaultTime=5 PriorityTier=1 GraceTime=30
 PartitionName=urgent Nodes=ALL MaxTime=60 DefaultTime=5 PriorityTier=10 PreemptMode=OFF
 E
   # A pretended GPU must be a character device; 195 is NVIDIA's number, with no driver behind it.

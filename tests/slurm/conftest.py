@@ -83,6 +83,19 @@ class Cluster:
                 return job
         return None
 
+    def terminate_step(self, job: Job) -> None:
+        """Send SIGTERM to the process that Slurm itself started for a job's step."""
+        for process in psutil.process_iter(["cmdline"]):
+            try:
+                known, parent = process.environ(), process.parent()
+                step = (known.get("SLURM_JOB_ID"), known.get("SLURM_STEP_ID"))
+                if step == (job.number, "0") and parent and parent.name() == "slurmstepd":
+                    process.terminate()
+                    return
+            except psutil.Error:
+                continue
+        raise AssertionError(f"no step of job {job.number} was found")
+
     def kill_node(self, node: str) -> None:
         """What a power cut does: the daemon and every process of the node's jobs are gone."""
         numbers = self.slurm("squeue", "-h", "-w", node, "-t", "R", "-o", "%i").split()
