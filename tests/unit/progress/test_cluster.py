@@ -1,10 +1,12 @@
 """What is said of Slurm jobs: state, likely cause, way out, from canned answers of Slurm."""
 
 import os
+from datetime import UTC, datetime
 
 import pytest
 
 from angelshare.progress import cluster
+from angelshare.progress.attempts import Attempt
 from angelshare.progress.cluster import GONE, awaited, cluster_jobs, likely_cause
 
 SNAKEMAKE_LOG = """
@@ -84,6 +86,26 @@ def test_the_likely_cause(tmp_path, state, text, cause):
     log = tmp_path / "7.log"
     log.write_text(text)
     assert likely_cause(state, log, None) == cause
+
+
+def test_a_preempted_attempt_says_so_where_the_log_says_cancelled(tmp_path):
+    log = tmp_path / "7.log"
+    log.write_text("slurmstepd: error: *** STEP 7.0 ON n2 CANCELLED AT 2026 ***")
+    attempt = Attempt(
+        path=tmp_path / "a.json",
+        rule="train_student",
+        wildcards={},
+        status="preempted",
+        started=datetime(2026, 1, 1, tzinfo=UTC),
+        duration_s=1.0,
+        energy_j=1.0,
+        host="n2",
+        slurm_job="7",
+        exit_code=None,
+        signal=15,
+    )
+    assert likely_cause("FAILED", log, attempt) == "preempted"
+    assert likely_cause("FAILED", log, None) == "cancelled"
 
 
 def test_every_cause_has_a_way_out():
