@@ -65,6 +65,9 @@ def test_a_student_on_two_nodes_is_preempted_and_ends_as_that_of_one_process(
     same_student(run.name, study, local)
     attempts = study.of_rule("train_student")
     assert [record["record"]["status"] for record in attempts] == ["killed", "preempted", "ok"]
+    # The one that was told to end was submitted again, the preempted one keeps its number.
+    first, second, third = (record["run"]["slurm"]["job_id"] for record in attempts)
+    assert first != second == third
     # SIGTERM left a checkpoint of the very step, and the record of the job and both its nodes.
     steps = [record["work"]["steps"] for record in attempts]
     assert sum(steps) == 60

@@ -21,6 +21,7 @@ from angelshare.devices import claimed_gpus
 from angelshare.energy import Job, window
 from angelshare.energy.machine import run_of
 from angelshare.energy.measures import Baseline
+from angelshare.energy.windows import Terminated
 from angelshare.errors import AngelshareError
 from angelshare.files import read_json
 from angelshare.grid import plan_study
@@ -36,6 +37,7 @@ from angelshare.store.leases import sole_maker
 from angelshare.store.provenance import restriction
 from angelshare.student.settings import PretrainedStudent
 from angelshare.teacher.settings import PretrainedTeacher
+from angelshare.termination import preempted, queue_again
 
 if TYPE_CHECKING:
     from angelshare.data.answers import AnswerReport
@@ -280,6 +282,10 @@ def job(
                     scratch=Path(scratch),
                     checks=checks,
                 )
+    except Terminated:
+        if preempted() and queue_again():
+            report.say("preempted: back in the queue, to go on from here")
+        raise
     except AngelshareError as error:
         report.say(f"error: {error}")
         raise SystemExit(1) from error

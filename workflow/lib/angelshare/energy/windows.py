@@ -12,9 +12,7 @@ import dataclasses
 import json
 import os
 import secrets
-import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -41,6 +39,7 @@ from angelshare.energy.settings import CarbonSettings, EnergySettings
 from angelshare.energy.sidecar import Attempt, Env, Meter, Record, Run, Scope, Time, TraceFile
 from angelshare.energy.trace import read_text
 from angelshare.files import publish_json
+from angelshare.termination import preempted
 
 WORK_EVERY_NS = 500_000_000
 WORK = ("prompt", "generated", "trained", "cached", "evaluated", "samples", "steps")
@@ -316,28 +315,13 @@ def _close(
 def _fate(error: BaseException) -> tuple[Status, int | None, int | None]:
     """How an attempt ended: status, exit code, signal."""
     if isinstance(error, Terminated):
-        return ("preempted" if _preempted() else "killed"), None, error.signal
+        return ("preempted" if preempted() else "killed"), None, error.signal
     if isinstance(error, KeyboardInterrupt):
         return "killed", None, int(signal.SIGINT)
     if isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
         return ("ok", 0, None) if code == 0 else ("failed", code, None)
     return "failed", 1, None
-
-
-def _preempted() -> bool:
-    """Whether Slurm says that it is taking the machine back (its PreemptTime is set)."""
-    job_id, tool = os.environ.get("SLURM_JOB_ID"), shutil.which("scontrol")
-    if job_id is None or tool is None:
-        return False
-    try:
-        answer = subprocess.run(
-            [tool, "-o", "show", "job", job_id], capture_output=True, text=True, timeout=5
-        ).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    fields = dict(part.split("=", 1) for part in answer.split() if "=" in part)
-    return fields.get("PreemptTime", "None") not in ("None", "Unknown", "")
 
 
 @contextmanager
