@@ -148,7 +148,9 @@ class Study:
         """Take a fault back."""
         (self.faults / f"{kind}.{rule}").unlink()
 
-    def start(self, cluster: Cluster | None, *arguments: str) -> subprocess.Popen[bytes]:
+    def start(
+        self, cluster: Cluster | None, *arguments: str, target: str = "all_frontiers"
+    ) -> subprocess.Popen[bytes]:
         """Start Snakemake: on the cluster, or here."""
         profile = "slurm" if cluster else "local"
         environment = {**self.checkout.environment, **(cluster.environment if cluster else {})}
@@ -157,7 +159,7 @@ class Study:
         environment["ANGELSHARE_TEST_FAULTS"] = str(self.faults)
         with self.printed.open("ab") as stream:
             return subprocess.Popen(
-                ["snakemake", "--profile", profile, "all_frontiers", *arguments],
+                ["snakemake", "--profile", profile, target, *arguments],
                 cwd=self.folder,
                 env=environment,
                 stdout=stream,

@@ -37,16 +37,25 @@ def test_a_student_on_two_nodes_is_preempted_and_ends_as_that_of_one_process(
 ) -> None:
     assert local.process.wait(1200) == 0, local.text()[-6000:]
     student = local.checkout.config["students"]["tiny"]
-    study = Study(
-        tmp_path_factory.mktemp("nodes") / "checkout",
-        store={"team": "theirs", "root": str(local.folder / "artifacts")},
-        students={"tiny": {**student, "nodes": 2}},
-        grid=[{**GRID, "seeds": [1]}],
-    )
+    settings = {
+        "store": {"team": "theirs", "root": str(local.folder / "artifacts")},
+        "grid": [{**GRID, "seeds": [1]}],
+        # Muon's iterations in bfloat16 would make much of a difference in the last digit.
+        "training": {
+            **local.checkout.config["training"],
+            "optimizer": {"name": "adafactor", "learning_rate": 0.002},
+        },
+    }
+    folder = tmp_path_factory.mktemp("nodes")
+    study = Study(folder / "two", **settings, students={"tiny": {**student, "nodes": 2}})
+    alone = Study(folder / "one", **settings, students={"tiny": student})
     study.fault("slow", "train_student", "0.5")
     workflow = study.start(cluster)
     # SIGTERM to the first process of the job's step alone, as Slurm does it with cgroups.
     wait_for(lambda: counted_steps(study) >= 3, "the third step")
+    (run,) = study.folder.glob("results/students/*")
+    training = f"results/students/{run.name}/training.json"
+    by_itself = alone.start(None, target=training)
     job = cluster.running("train_student")
     assert job
     assert job.node == "n[2-3]"
@@ -57,12 +66,12 @@ def test_a_student_on_two_nodes_is_preempted_and_ends_as_that_of_one_process(
         *("sbatch", "--partition=urgent", "--nodelist=n2,n3", "--nodes=2", "--exclusive"),
         *("--output=/dev/null", "--wrap=sleep 2"),
     )
-    (run,) = study.folder.glob("results/students/*")
     wait_for(lambda: len(list((run / "energy.attempts").glob("*.json"))) > 2, "a third attempt")
     study.mend("slow", "train_student")
     assert workflow.wait(600) == 0, study.text()[-6000:]
 
-    same_student(run.name, study, local)
+    assert by_itself.wait(300) == 0, alone.text()[-6000:]
+    same_student(run.name, study, alone)
     attempts = study.of_rule("train_student")
     assert [record["record"]["status"] for record in attempts] == ["killed", "preempted", "ok"]
     # The one that was told to end was submitted again, the preempted one keeps its number.
@@ -103,13 +112,14 @@ def test_a_student_on_two_nodes_is_preempted_and_ends_as_that_of_one_process(
 
 def same_student(run: str, study: Study, other: Study) -> None:
     """The student of one run, twice trained, up to rounding."""
-    name = f"results/students/{run}/model/model.safetensors"
-    torch.testing.assert_close(
-        load_file(study.folder / name), load_file(other.folder / name), rtol=1e-3, atol=1e-4
-    )
-    name = f"results/students/{run}/training.json"
-    here, there = (json.loads((one.folder / name).read_text()) for one in (study, other))
+    folders = [one.folder / "results/students" / run for one in (study, other)]
+    here, there = (json.loads((folder / "training.json").read_text()) for folder in folders)
+    assert here.pop("recipe") == there.pop("recipe")
     for one in (here, there):
         del one["history"]
-    assert here.pop("recipe") == there.pop("recipe")
     assert here == pytest.approx(there, rel=1e-3)
+    first, second = (load_file(folder / "model/model.safetensors") for folder in folders)
+    assert first.keys() == second.keys()
+    for name, weights in first.items():
+        apart = torch.linalg.norm(weights - second[name]) / torch.linalg.norm(second[name])
+        assert apart < 1e-3, (name, float(apart))
