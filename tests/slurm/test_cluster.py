@@ -109,7 +109,8 @@ def test_every_fault_ends_in_the_same_tables(
     cluster.script("stop", str(cluster.folder), "slurmctld")
     time.sleep(3)
     cluster.script("start", str(cluster.folder), "slurmctld")
-    down = lambda: "down" in cluster.slurm("sinfo", "-h", "-n", job.node, "-o", "%T")  # noqa: E731
+    state = ("sinfo", "-h", "-N", "-n", job.node, "-o", "%T")
+    down = lambda: "down" in cluster.slurm(*state)  # noqa: E731
     wait_for(down, f"{job.node} counts as down")
     cluster.script("start", str(cluster.folder), f"slurmd.{job.node}")
 

@@ -6,7 +6,8 @@ Files in $ANGELSHARE_TEST_FAULTS say what to do whenever a job of a rule counts 
     fail.<rule>   raise an error, once: the file is taken away
     eat.<rule>    hold as many MB of memory as the file says, which may be more than was asked for
 
-The processes of a student that trains with several know `slow.train_student`.
+The processes of a student that trains with several know `slow.train_student`. Snakemake itself asks
+Slurm for news every 3 s; to do so ever more rarely would take longer than jobs of a few seconds.
 """
 
 import os
@@ -58,3 +59,14 @@ if _folder and "angelshare.student.rank" in sys.orig_argv:
         _say(self, **event)
 
     Exchange.say = say
+
+if _folder and "slurm" in sys.orig_argv:
+    from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
+
+    _pause = RemoteExecutor.next_seconds_between_status_checks
+
+    def shorten(self, seconds):
+        """Set the pause before the next question."""
+        _pause.fset(self, min(seconds, 3))
+
+    RemoteExecutor.next_seconds_between_status_checks = _pause.setter(shorten)
