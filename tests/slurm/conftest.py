@@ -28,6 +28,8 @@ SITE = {
     "latency-wait": 20,
     "retries": 4,
 }
+STARTED: list[subprocess.Popen[bytes]] = []
+"""Every Snakemake that a test started."""
 Found = TypeVar("Found")
 
 
@@ -124,6 +126,10 @@ def cluster() -> Iterator[Cluster]:
         one.script("up", str(folder))
         yield one
     finally:
+        for process in STARTED:
+            if process.poll() is None:  # of a test that failed
+                process.kill()
+                process.wait()
         one.script("down", str(folder))
         shutil.rmtree(folder)
 
@@ -158,13 +164,15 @@ class Study:
         environment["PYTHONPATH"] = f"{self.folder / 'workflow/lib'}:{HERE / 'faults'}"
         environment["ANGELSHARE_TEST_FAULTS"] = str(self.faults)
         with self.printed.open("ab") as stream:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 ["snakemake", "--profile", profile, target, *arguments],
                 cwd=self.folder,
                 env=environment,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
             )
+        STARTED.append(process)
+        return process
 
     def text(self) -> str:
         """All that Snakemake printed."""
