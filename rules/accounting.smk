@@ -45,7 +45,7 @@ rule account:
     input:
         [manifest(plan) for plan in wanted()],
         machine=ancient("<results>/prerun/machine.json"),
-        training=expand("<results>/students/{run}/training.json", run=STUDY.runs),
+        training=expand("<results>/students/{run}/training.json", run=STUDY.trainings),
         scores=expand("<results>/scores/{run}.json", run=STUDY.runs),
         energy=expand("<results>/scores/{run}.energy.json", run=STUDY.runs),
         judged=expand(

@@ -186,6 +186,13 @@ def asks(rule: str) -> dict:
     }
 
 
+def trained(wildcards):
+    """The run that a job trains, or the assistant as the run that it is."""
+    if "run" in wildcards.keys():
+        return STUDY.runs[wildcards.run]
+    return STUDY.assistants[wildcards.key]
+
+
 def asks_to_train() -> dict:
     """What the training of a student asks for; its GPUs and nodes are those of the student.
 
@@ -193,7 +200,8 @@ def asks_to_train() -> dict:
     the job's own step runs on the first, and starts the others' processes itself.
     """
     asked = asks("train_student")
-    students = {run.student for run in STUDY.runs.values()}
+    runs = [*STUDY.runs.values(), *STUDY.assistants.values()]
+    students = {run.student for run in runs}
     nodes = {name: CONFIG.students[name].nodes for name in students}
     gpus = {name: CONFIG.training_gpus(name) for name in students}
 
@@ -201,7 +209,7 @@ def asks_to_train() -> dict:
         values = set(chosen.values())
         if len(values) == 1:
             return values.pop()
-        return signed(lambda wildcards: chosen[STUDY.runs[wildcards.run].student])
+        return signed(lambda wildcards: chosen[trained(wildcards).student])
 
     if max(gpus.values(), default=0):
         asked |= {"nodes": of(nodes), "tasks_per_gpu": 0}
@@ -245,6 +253,12 @@ def run_inputs(wildcards) -> list:
 
 
 @signed
+def training_record(wildcards) -> str:
+    """The record of the training of the model that a run scores."""
+    return f"{CONFIG.results}/students/{STUDY.runs[wildcards.run].trained_name}/training.json"
+
+
+@signed
 def evaluation_inputs(wildcards) -> list:
     """The manifest of the data that a student is scored on."""
     run = STUDY.runs[wildcards.run]
@@ -279,8 +293,14 @@ def run_recipe(wildcards) -> dict:
 @signed
 def evaluation_recipe(wildcards) -> dict:
     """What decides a score besides the student: the evaluation settings and the dataset."""
-    dataset = STUDY.runs[wildcards.run].inputs["dataset"]
-    return make_recipe("evaluation", dataset=dataset.key, evaluation=STUDY.evaluation)
+    run = STUDY.runs[wildcards.run]
+    precision = {"quantised": run.quantised} if run.quantised else {}
+    return make_recipe(
+        "evaluation",
+        dataset=run.inputs["dataset"].key,
+        evaluation=STUDY.evaluation,
+        **precision,
+    )
 
 
 @signed

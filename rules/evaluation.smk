@@ -1,6 +1,7 @@
 # Evaluation: the students' scores on held-out data.
 #
-# Inputs:  a trained student, the dataset's test split
+# Inputs:  a trained student (of a quantised point: that of the run that was trained), the dataset's
+#          test split
 # Outputs: results/scores/<run>.json
 # Paid by: the run
 
@@ -8,7 +9,7 @@
 rule evaluate_student:
     input:
         evaluation_inputs,
-        training="<results>/students/{run}/training.json",
+        training=training_record,
     output:
         scores="<results>/scores/{run}.json",
         energy="<results>/scores/{run}.energy.json",

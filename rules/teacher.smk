@@ -27,6 +27,33 @@ rule demo_teacher:
         "../workflow/scripts/demo_teacher.py"
 
 
+# A student that teaches others: an artifact, because nothing in the store may depend on results/.
+rule train_assistant:
+    input:
+        artifact_inputs,
+    output:
+        receipt=update("<store>/model/{key}/parts/{part}.json"),
+        energy=update("<store>/model/{key}/parts/{part}.energy.json"),
+    log:
+        "<logs>/train_assistant/{key}-{part}.log",
+    wildcard_constraints:
+        key="|".join(STUDY.assistants) or NEVER,
+    conda:
+        "../environment.yml"
+    threads: CONFIG.resources_of("train_student").threads
+    resources:
+        **asks_to_train(),
+    params:
+        recipe=artifact_recipe,
+    message:
+        "train assistant {wildcards.key}"
+    script:
+        "../workflow/scripts/train_assistant.py"
+
+
+ruleorder: train_assistant > demo_teacher
+
+
 # The teacher's distribution over the target positions, cached without a temperature.
 rule capture_logits:
     input:

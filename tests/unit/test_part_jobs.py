@@ -33,6 +33,7 @@ from angelshare.data.tokenizer import problem_tokenizer, save_tokenizer
 from angelshare.energy.attempts import read_attempts
 from angelshare.evaluation import harness  # noqa: F401  (children inherit what is imported here)
 from angelshare.grid import plan_study
+from angelshare.recipes import Recipe
 from angelshare.store import objects as objects_module
 from angelshare.store.artifacts import ArtifactStore
 from angelshare.store.verify import repair, verify
@@ -101,21 +102,29 @@ class Work:
                 sidecar = path.with_suffix(".energy.json")
                 if not path.exists() or not sidecar.exists():
                     outputs = {"receipt": str(path), "energy": str(sidecar)}
-                    self.job(SCRIPTS[plan.kind], {"key": plan.key, "part": path.stem}, outputs)
+                    wildcards = {"key": plan.key, "part": path.stem}
+                    self.job(SCRIPTS[plan.kind], wildcards, outputs, plan.recipe)
             if not artifact.manifest_path.exists():
                 outputs = {
                     "manifest": str(artifact.manifest_path),
                     "energy": str(artifact.folder / "energy.json"),
                 }
-                self.job("seal", {"kind": plan.kind, "key": plan.key}, outputs)
+                self.job("seal", {"kind": plan.kind, "key": plan.key}, outputs, plan.recipe)
 
-    def job(self, script: str, wildcards: Mapping[str, str], outputs: Mapping[str, str]) -> None:
+    def job(
+        self,
+        script: str,
+        wildcards: Mapping[str, str],
+        outputs: Mapping[str, str],
+        recipe: Recipe,
+    ) -> None:
         """One script, as Snakemake runs it."""
         snakemake = SimpleNamespace(
             rule=script,
             config=self.config,
             wildcards=SimpleNamespace(**wildcards),
             output=SimpleNamespace(**outputs),
+            params=SimpleNamespace(recipe=recipe),
             log=[str(self.folder / "log")],
             threads=1,
             resources={"gpu": 0},

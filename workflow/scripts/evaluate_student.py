@@ -40,11 +40,12 @@ def evaluate(context: JobContext, model: Path) -> list[dict[str, Any]]:
         context.report,
         context.window.count,
         phase=phases,
+        quantised=run.quantised,
     )
     for line in phases.unresolved(context.config.energy.period_s):
         context.window.warn("short_phases", line)
     context.checks.join()
-    if run.distilled:
+    if run.distilled and run.trained_as is None:
         context.record_consumer(run, [run.scores], sum(score.samples for score in scores))
     return [score.to_json() for score in scores]
 

@@ -44,6 +44,7 @@ def artifact(snakemake: Any) -> dict[str, Any]:
     return {
         "kind": snakemake.wildcards.kind,
         "key": snakemake.wildcards.key,
+        "recipe": snakemake.params.recipe,
         "manifest": snakemake.output.manifest,
         **common(snakemake),
     }

@@ -8,18 +8,20 @@ and `config/schemas/config.schema.json` are generated from the same models.
 from __future__ import annotations
 
 import getpass
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from angelshare.accounting.settings import AccountingSettings
 from angelshare.config_checks import (
     dangling_names,
     explain,
     too_few_gpus,
+    unquantised_engines,
     unusable_judges,
     unusable_paths,
 )
@@ -41,11 +43,14 @@ from angelshare.revisions import filled, missing
 from angelshare.settings import Settings
 from angelshare.store.artifacts import ArtifactStore
 from angelshare.student.settings import (
+    LoraSettings,
     LossSettings,
+    PretrainedStudent,
     StudentInit,
     TrainingSettings,
 )
 from angelshare.teacher.settings import (
+    AssistantTeacher,
     CaptureSettings,
     CitedScore,
     DecodingSettings,
@@ -110,6 +115,17 @@ class Student(Settings):
     processes on the CPU. No recipe holds it: the result differs by rounding alone."""
     nodes: int = Field(default=1, gt=0)
     """Nodes of a Slurm cluster that train it together."""
+    lora: LoraSettings | None = None
+    """For a pretrained student: train a low-rank update instead of the weights. By one process."""
+    quantised: Literal["int8"] | None = None
+    """Score and meter each of its models in this precision too: one more point of the frontier, of
+    the same training. ``int8``: weights and activations of the blocks' linear layers (torchao)."""
+
+    @model_validator(mode="after")
+    def _lora_of_weights(self) -> Student:
+        if self.lora and not isinstance(self.init, PretrainedStudent):
+            raise ValueError("without lora where init is from scratch: random weights need it all")
+        return self
 
 
 class PipelineSettings(Settings):
@@ -148,6 +164,9 @@ class GridBlock(Settings):
     """Names from ``datasets``."""
     teacher: str | None = None
     """A name from ``teachers``; needed by every pipeline that reads a teacher artifact."""
+    teachers: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """Instead of ``teacher``, several whose distributions are mixed, with weights that sum to 1.
+    The first one answers prompts, and quality is relative to its scores."""
     seeds: list[int] = Field(min_length=1)
     """One run for each."""
     temperature: list[Annotated[float, Field(gt=0)]] = Field(default=[], min_length=0)
@@ -165,6 +184,35 @@ class GridBlock(Settings):
     """Changes to ``answers`` for this block alone."""
     training: dict[str, Any] = {}
     """Changes to ``training`` for this block alone."""
+
+    @property
+    def taught_by(self) -> dict[str, float]:
+        """The teachers with their weights, the first first; none where the block names none."""
+        return self.teachers or ({self.teacher: 1.0} if self.teacher else {})
+
+    @model_validator(mode="after")
+    def _one_or_several_teachers(self) -> GridBlock:
+        if self.teacher and self.teachers:
+            raise ValueError("with teacher or with teachers, not both")
+        if self.teachers and abs(math.fsum(self.teachers.values()) - 1.0) > 1e-6:
+            raise ValueError(f"with teachers whose weights sum to 1 (got {self.teachers})")
+        return self
+
+
+def block_of(assistant: AssistantTeacher) -> GridBlock:
+    """The grid block whose only run is this assistant."""
+    varied: dict[str, Any] = {
+        name: [] if (value := getattr(assistant, name)) is None else [value]
+        for name in ("temperature", "alpha", "labelled", "max_new_tokens")
+    }
+    same = ("pipeline", "teacher", "generation", "answers", "training")
+    return GridBlock(
+        students=[assistant.student],
+        datasets=[assistant.dataset],
+        seeds=[assistant.seed],
+        **varied,
+        **{name: getattr(assistant, name) for name in same},
+    )
 
 
 class JobResources(Settings):
@@ -317,6 +365,15 @@ class Config(Settings):
         found = self.teachers.get(teacher or "")
         return found.scores if isinstance(found, PretrainedTeacher) else {}
 
+    def blocks(self) -> Iterator[tuple[str, GridBlock]]:
+        """Every block of runs, with where it stands: the grid's, and each assistant as one of its
+        own."""
+        for number, block in enumerate(self.grid):
+            yield f"grid[{number}]", block
+        for name, teacher in self.teachers.items():
+            if isinstance(teacher, AssistantTeacher):
+                yield f"teachers.{name}", block_of(teacher)
+
     def training_gpus(self, student: str) -> int:
         """GPUs, on each of its nodes, that train a student."""
         own = self.students[student].gpus
@@ -362,6 +419,7 @@ def load_config(values: Mapping[str, Any], where: str = "the configuration") -> 
         *missing(config),
         *cache_problems(config),
         *too_few_gpus(config),
+        *unquantised_engines(config),
         *unusable_paths(config),
     ]
     if problems:

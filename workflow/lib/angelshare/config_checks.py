@@ -17,7 +17,7 @@ from angelshare.errors import AngelshareError
 from angelshare.revisions import is_local
 from angelshare.settings import Settings
 from angelshare.student.settings import ScratchStudent, TrainingSettings
-from angelshare.teacher.settings import EmbeddedTeacher, PretrainedTeacher
+from angelshare.teacher.settings import AssistantTeacher, EmbeddedTeacher, PretrainedTeacher
 
 if TYPE_CHECKING:
     from angelshare.config import Config, GridBlock, RuleName, Student
@@ -93,21 +93,27 @@ def _known_keys(config: type[BaseModel]) -> list[str]:
 
 def dangling_names(config: Config) -> Iterator[str]:
     """Names in the grid and in teachers that refer to nothing."""
-    for number, block in enumerate(config.grid):
-        where = f"grid[{number}]"
+    for where, block in config.blocks():
         known: dict[str, tuple[list[str], Mapping[str, Any]]] = {
             "pipeline": ([block.pipeline], config.pipelines),
             "students": (block.students, config.students),
             "datasets": (block.datasets, config.datasets),
             "teacher": ([block.teacher] if block.teacher else [], config.teachers),
+            "teachers": (list(block.teachers), config.teachers),
         }
         for field, (names, table) in known.items():
             for name in names:
                 if name not in table:
-                    yield _unknown(f"{where}.{field}", name, table)
+                    own = field if where.startswith("grid") else field.removesuffix("s")
+                    yield _unknown(f"{where}.{own}", name, table)
         pipeline = config.pipelines.get(block.pipeline)
-        if pipeline and not block.teacher and pipeline.reads_teacher:
+        if pipeline and not block.taught_by and pipeline.reads_teacher:
             yield f"{where}.teacher is missing: pipeline {block.pipeline!r} reads its artifacts."
+        if pipeline and not pipeline.logits and block.teachers:
+            yield (
+                f"{where}.teachers mixes their distributions, which pipeline {block.pipeline!r} "
+                "does not read (logits: false): name one teacher."
+            )
         if pipeline and not pipeline.logits and (block.temperature or block.alpha):
             yield (
                 f"{where}: temperature and alpha belong to the distillation loss, which pipeline "
@@ -139,6 +145,7 @@ def dangling_names(config: Config) -> Iterator[str]:
             yield from _generated(config, f"teachers.{name}.dataset", teacher.dataset)
             if teacher.tokenizer not in config.tokenizers:
                 yield _unknown(f"teachers.{name}.tokenizer", teacher.tokenizer, config.tokenizers)
+    yield from _endless_chains(config)
     for name, tokenizer in config.tokenizers.items():
         yield from _generated(config, f"tokenizers.{name}.dataset", tokenizer.dataset)
     for name, student in config.students.items():
@@ -171,6 +178,21 @@ def unusable_judges(config: Config) -> Iterator[str]:
                 yield _unknown(f"teachers.{teacher}.scores", task, asked)
 
 
+def _endless_chains(config: Config) -> Iterator[str]:
+    """Assistants that are their own teachers, directly or through others."""
+    for name in config.teachers:
+        chain = [name]
+        while isinstance(one := config.teachers.get(chain[-1]), AssistantTeacher) and one.teacher:
+            chain.append(one.teacher)
+            if one.teacher in chain[:-1]:
+                break
+        if len(chain) > 1 and chain[-1] == name:
+            yield (
+                f"teachers.{name}.teacher: {' learns from '.join(map(repr, chain))}. A chain must "
+                "begin with a teacher that learns from none of its own."
+            )
+
+
 def _borrowed_tokenizer(config: Config, where: str, student: Student) -> Iterator[str]:
     """A tokenizer can only be lent by a pretrained teacher to a pretrained student."""
     if student.tokenizer_of is None:
@@ -183,12 +205,35 @@ def _borrowed_tokenizer(config: Config, where: str, student: Student) -> Iterato
         yield f"{where}: a student from scratch needs an entry of tokenizers instead."
 
 
+def unquantised_engines(config: Config) -> Iterator[str]:
+    """Students to be scored quantised where something else than transformers runs them."""
+    for name, student in config.students.items():
+        if not student.quantised:
+            continue
+        if config.evaluation.engine != "transformers":
+            yield (
+                f"students.{name}.quantised needs evaluation.engine transformers (got "
+                f"{config.evaluation.engine}): both precisions must be run alike."
+            )
+        if config.evaluation.judged:
+            yield (
+                f"students.{name}.quantised: answers to judged benchmarks are not generated in "
+                "that precision. Take evaluation.judged out, or the precision."
+            )
+
+
 def _uneven_shares(config: Config, block: GridBlock, training: TrainingSettings) -> Iterator[str]:
     """Students whose processes cannot share an optimizer step."""
     for name in block.students:
         if name in config.students:
+            processes = config.training_processes(name) * config.students[name].nodes
+            if config.students[name].lora and processes > 1:
+                yield (
+                    f"students.{name}.lora is trained by one process, not {processes}: set its "
+                    "gpus to 1 (or 0) and nodes to 1, or train all of its weights."
+                )
             try:
-                training.divided(config.training_processes(name) * config.students[name].nodes)
+                training.divided(processes)
             except AngelshareError as error:
                 yield f"students.{name}: {error}."
 

@@ -6,10 +6,11 @@ by the digest that the cache carries (`angelshare.student.dataset`).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from angelshare.teacher.settings import CaptureSettings, EmbeddedTeacher
+from angelshare.teacher.settings import AssistantTeacher, CaptureSettings, EmbeddedTeacher
 
 if TYPE_CHECKING:
     from angelshare.config import Config, GridBlock
@@ -17,15 +18,15 @@ if TYPE_CHECKING:
 
 def cache_problems(config: Config) -> Iterator[str]:
     """One line for everything that a cache cannot give the loss that is to read it."""
-    for number, block in enumerate(config.grid):
+    for where, block in config.blocks():
         pipeline = config.pipelines.get(block.pipeline)
         if pipeline is None:
             continue
         if pipeline.logits:
-            yield from _unusable_temperatures(config, block, f"grid[{number}]")
+            yield from _unusable_temperatures(config, block, where)
             yield from _no_tail(config)
         if pipeline.logits or pipeline.states:
-            yield from _other_tokenizers(config, block, f"grid[{number}]")
+            yield from _other_tokenizers(config, block, where)
         for role, name in pipeline.states.items():
             yield from _unusable_states(config, f"pipelines.{block.pipeline}.{role}", role, name)
             yield from _too_large(config, block, name)
@@ -71,17 +72,14 @@ def _too_large(config: Config, block: GridBlock, name: str) -> Iterator[str]:
     One vector a sequence is known exactly, and of vectors at targets there is one a row at least.
     Of other teachers the job tells, before it loads the model.
     """
-    states, teacher = config.states.get(name), config.teachers.get(block.teacher or "")
+    states, teacher = config.states.get(name), config.teachers.get(next(iter(block.taught_by), ""))
     if states is None or not isinstance(teacher, EmbeddedTeacher):
         return
     shape = teacher.demo
     layers = states.layers if isinstance(states.layers, int) else len(states.layers)
     deepest = layers if isinstance(states.layers, int) else max(states.layers)
     if deepest > shape.layers:
-        yield (
-            f"states.{name}.layers asks for {deepest}, teacher {block.teacher!r} has "
-            f"{shape.layers} blocks."
-        )
+        yield (f"states.{name}.layers asks for {deepest}, the teacher has {shape.layers} blocks.")
     from_corpus = config.pipelines[block.pipeline].data == "corpus"
     for dataset in block.datasets:
         source = config.datasets.get(dataset)
@@ -138,18 +136,26 @@ def _no_tail(config: Config) -> Iterator[str]:
 
 def _other_tokenizers(config: Config, block: GridBlock, where: str) -> Iterator[str]:
     """Students whose tokenizer is trained here from other settings than the teacher's."""
-    read = getattr(config.teachers.get(block.teacher or ""), "tokenizer", None)
-    for name in block.students:
+    for name, teacher in itertools.product(block.students, block.taught_by):
         own = getattr(config.students.get(name), "tokenizer", None)
+        read = _read_with(config, teacher)
         if not (own in config.tokenizers and read in config.tokenizers):
             continue
         if _origin(config, own) != _origin(config, read):
             yield (
                 f"{where}: student {name!r} reads with tokenizer {own!r}, teacher "
-                f"{block.teacher!r} with {read!r}: a token id of what it caches would mean "
+                f"{teacher!r} with {read!r}: a token id of what it caches would mean "
                 f"another token. Give the student tokenizer {read!r}, or distil from a synthetic "
                 "corpus (a pipeline of data: corpus that reads nothing else)."
             )
+
+
+def _read_with(config: Config, teacher: str) -> str | None:
+    """The tokenizer, of those that are trained here, that a teacher reads with."""
+    entry = config.teachers.get(teacher)
+    if isinstance(entry, AssistantTeacher):
+        return getattr(config.students.get(entry.student), "tokenizer", None)
+    return getattr(entry, "tokenizer", None)
 
 
 def _origin(config: Config, tokenizer: str) -> tuple[dict[str, Any], dict[str, Any] | None]:

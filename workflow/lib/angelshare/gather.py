@@ -21,8 +21,11 @@ from angelshare.store.consumers import consumer_id
 ScoreRecord = Mapping[str, Any]
 """A `angelshare.evaluation.scores.Score` as plain values."""
 
-UNCHARGED_KINDS = frozenset({"model"})
-"""The embedded teacher's own training: stated apart, like a real teacher's pretraining."""
+
+def charged(plan: ArtifactPlan) -> bool:
+    """Whether an artifact is on the bill of its readers. The embedded teacher's own training is
+    not: it is stated apart, like a real teacher's pretraining."""
+    return plan.kind != "model" or plan.assistant
 
 
 def gather(config: Config, study: Study, store: ArtifactStore) -> accounting.Study:
@@ -31,21 +34,24 @@ def gather(config: Config, study: Study, store: ArtifactStore) -> accounting.Stu
     teacher_scores = _teacher_scores(study, store)
     known = study.artifacts.keys() - {plan.key for plan in unrecorded(study, store)}
     runs, scores = [], []
+    several = study.with_several_teachers()
     for run in study.runs.values():
-        training = read_json(results / "students" / run.name / "training.json")
+        taught_by = {"teacher": run.taught_by} if run.pipeline in several else {}
+        training = read_json(results / "students" / run.trained_name / "training.json")
         runs.append(
             accounting.Run(
                 run=run.name,
                 pipeline=run.pipeline,
-                student=run.student,
+                student=run.shown_as,
                 dataset=run.dataset,
                 seed=run.seed,
-                hyperparameters=run.hyperparameters,
+                hyperparameters={**run.hyperparameters, **taught_by},
                 artifacts=tuple((p.kind, p.key) for p in run.billed() if p.key in known),
                 tokens=training["trained_tokens"],
                 parameters=training["parameters"],
                 teacher_scores=("scores", run.scores.key) if run.scores else None,
                 inference_batch_size=config.evaluation.batch_size,
+                trained_as=run.trained_as,
             )
         )
         scores.extend(_scores(run, config, teacher_scores))
@@ -70,7 +76,7 @@ def gather(config: Config, study: Study, store: ArtifactStore) -> accounting.Stu
 def outdated(study: Study, store: ArtifactStore, team: str) -> list[str]:
     """One line for each run of this team that read what an artifact no longer is."""
     contents, found = Contents(store), []
-    for run in study.runs.values():
+    for run in study.trainings.values():
         for plan in run.upstream():
             now = contents.of(f"{plan.kind}/{plan.key}")
             read = [
@@ -95,7 +101,7 @@ def unrecorded(study: Study, store: ArtifactStore) -> list[ArtifactPlan]:
     return [
         plan
         for plan in study.artifacts.values()
-        if plan.kind in UNCHARGED_KINDS
+        if not charged(plan)
         and not (artifact := store.artifact(plan.kind, plan.key)).manifest_path.exists()
         and not any(artifact.attempts.glob("*.json"))
     ]
@@ -124,7 +130,7 @@ def _scores(
     for one in config.evaluation.judged:
         records += read_json(Path(config.results, "judgements", one.benchmark, f"{run.name}.json"))
     in_quality = counted(records, config.evaluation.tasks)
-    cited = config.cited_scores(run.teacher)
+    cited = config.cited_scores(run.scores.name if run.scores else None)
     found = []
     for record in records:
         name = benchmark_of(record)
@@ -179,7 +185,7 @@ def _artifacts(
                 label=plan.label,
                 tokens=manifest.tokens if manifest else 0,
                 bytes=manifest.bytes if manifest else 0,
-                charged=plan.kind not in UNCHARGED_KINDS,
+                charged=charged(plan),
                 consumers=tuple(
                     accounting.Consumer(c.id, c.run, c.team, c.tokens_read, c.utc)
                     for c in artifact.consumers()
@@ -202,11 +208,12 @@ def _sources(
         for key, plan in study.artifacts.items()
         if key in known
     ]
+    trained = study.trainings
     own = [
         accounting.AttemptSource(folder, run=run)
         for run in study.runs
         for folder in (
-            results / "students" / run / "energy.attempts",
+            *([results / "students" / run / "energy.attempts"] if run in trained else []),
             results / "scores" / f"{run}.energy.attempts",
             *(
                 results / kind / benchmark / f"{run}.energy.attempts"

@@ -10,17 +10,18 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
-from angelshare.config import Config, GridBlock
+from angelshare.config import Config, GridBlock, block_of
 from angelshare.data.settings import AnswerFilter, DataSource
 from angelshare.fingerprints import Fingerprints
-from angelshare.plans import ArtifactPlan, Judged, RunPlan, Study
+from angelshare.plans import ArtifactPlan, Judged, RunPlan, Study, cache_roles
 from angelshare.recipes import Recipe, make_recipe, recipe_key
 from angelshare.settings import Settings
 from angelshare.student.settings import TrainingSettings
 from angelshare.teacher.settings import (
+    AssistantTeacher,
     DecodingSettings,
     EmbeddedTeacher,
     PretrainedTeacher,
@@ -39,6 +40,9 @@ def plan_study(config: Config) -> Study:
             for top in upstream:
                 if top.key not in study.artifacts:
                     study.artifacts.update((plan.key, plan) for plan in top.closure())
+    study.assistants.update(
+        (key, run) for key, run in planner.assistants.items() if key in study.artifacts
+    )
     return study
 
 
@@ -69,6 +73,7 @@ class _Planner:
         self.config = config
         self.fingerprints = Fingerprints(config.results)
         self.known: dict[tuple[Any, ...], Any] = {}
+        self.assistants: dict[str, RunPlan] = {}
 
     # -- artifacts --------------------------------------------------------------------------------
 
@@ -138,10 +143,22 @@ class _Planner:
                 problems=self.config.datasets[teacher.dataset].identity(),
             )
             return {"teacher": model}, {}
+        if isinstance(teacher, AssistantTeacher):
+            run = next(self.runs(block_of(teacher)))
+            model = self.artifact("model", name, run.inputs, teacher, student=run.recipe)
+            self.assistants[model.key] = run
+            return {"teacher": model}, {}
         named = self.fingerprints.model(teacher.model, teacher.revision)
         if teacher.trust_remote_code:
             named["trust_remote_code"] = True
         return {}, {"teacher": named}
+
+    def first_of_chain(self, teacher: str) -> str:
+        """The teacher that an assistant's chain begins with: all quality is relative to it."""
+        entry = self.config.teachers[teacher]
+        if isinstance(entry, AssistantTeacher) and entry.teacher:
+            return self.first_of_chain(entry.teacher)
+        return teacher
 
     def parts(self, source: DataSource, splits: list[str]) -> int:
         """How many jobs share these splits; one where the recipe promises no number of rows."""
@@ -173,15 +190,18 @@ class _Planner:
         )
 
     @_once
-    def logits(self, data: _Data, teacher: str, read: str) -> ArtifactPlan:
+    def logits(self, data: _Data, teacher: str, read: str, answering: str) -> ArtifactPlan:
         capture = self.config.capture
         label = str(capture.codec)
-        return self.captured("logits", data, teacher, read, capture, label, capture=capture)
+        return self.captured(
+            "logits", data, teacher, read, answering, capture, label, capture=capture
+        )
 
     @_once
     def states(self, data: _Data, teacher: str, read: str, name: str) -> ArtifactPlan:
         states = StatesCapture.of(self.config.states[name], self.config.capture)
-        return self.captured("states", data, teacher, read, states, str(states), states=states)
+        label = str(states)
+        return self.captured("states", data, teacher, read, teacher, states, label, states=states)
 
     def captured(
         self,
@@ -189,17 +209,19 @@ class _Planner:
         data: _Data,
         teacher: str,
         read: str,
+        answering: str,
         settings: Settings,
         label: str,
         **recipe: Settings,
     ) -> ArtifactPlan:
-        """What a teacher's forward pass over a dataset or corpus leaves, in parts."""
+        """What a teacher's forward pass leaves, in parts, over a dataset or over the corpus that
+        the teacher ``answering`` made of it."""
         inputs, named = self.teacher(teacher)
         splits = _splits(read)
         if read == "corpus":
             named |= data.filtered()
         sequences = (
-            self.corpus(data, teacher)
+            self.corpus(data, answering)
             if read == "corpus"
             else self.dataset(data.name, data.labelled)
         )
@@ -315,7 +337,11 @@ class _Planner:
             chosen = dict(zip(varied, map(float, values), strict=True))
             labelled, longest = map(_whole, map(chosen.get, ("labelled", "max_new_tokens")))
             data = _Data(dataset, labelled, decoding(longest), answers)
-            yield self.run(block, training, data, student, chosen, seed)
+            run = self.run(block, training, data, student, chosen, seed)
+            yield run
+            if quantised := self.config.students[student].quantised:
+                name = f"{run.name}-{quantised}"
+                yield replace(run, name=name, quantised=quantised, trained_as=run.name)
 
     def run(
         self,
@@ -337,15 +363,22 @@ class _Planner:
         lender = config.teachers.get(init.tokenizer_of or "")
         if isinstance(lender, PretrainedTeacher):
             named["tokenizer_of"] = self.fingerprints.model(lender.model, lender.revision)
+        if init.lora is not None:
+            named["lora"] = init.lora.identity()
         if init.tokenizer is not None:
             inputs["tokenizer"] = self.tokenizer(init.tokenizer)
+        first = next(iter(block.taught_by), None)
+        judging = self.first_of_chain(first) if first else None
         if pipeline.data == "corpus":
-            inputs["corpus"] = self.corpus(data, _needed(block.teacher))
+            inputs["corpus"] = self.corpus(data, _needed(first))
             named |= data.filtered()
         if pipeline.logits:
-            inputs["logits"] = self.logits(data, _needed(block.teacher), pipeline.data)
+            for name, role in cache_roles(block.taught_by).items():
+                inputs[role] = self.logits(data, name, pipeline.data, _needed(first))
+            if block.teachers:
+                named["teachers"] = list(block.teachers.values())
         for role, name in pipeline.states.items():
-            inputs[role] = self.states(data, _needed(block.teacher), pipeline.data, name)
+            inputs[role] = self.states(data, _needed(first), pipeline.data, name)
         terms = loss.terms(inputs)
         if terms:
             named["loss"] = terms
@@ -367,14 +400,14 @@ class _Planner:
             pipeline=block.pipeline,
             student=student,
             dataset=data.name,
-            teacher=block.teacher,
+            teachers=block.taught_by,
             seed=seed,
             hyperparameters=varied,
             training=training,
             loss=loss,
             inputs=inputs,
-            scores=self.scores(data.name, block.teacher) if block.teacher else None,
-            judged=self.judgements(block.teacher) if block.teacher else {},
+            scores=self.scores(data.name, judging) if judging else None,
+            judged=self.judgements(judging) if judging else {},
         )
 
 

@@ -26,8 +26,9 @@ from angelshare.errors import AngelshareError
 from angelshare.files import read_json
 from angelshare.grid import plan_study
 from angelshare.planning.spending import check_budget
-from angelshare.plans import WORK, ArtifactPlan, RunPlan, Study
+from angelshare.plans import ArtifactPlan, RunPlan, Study, work_of
 from angelshare.provenance import Making, restricted
+from angelshare.recipes import Recipe
 from angelshare.reporter import Reporter
 from angelshare.store.artifacts import Artifact, ArtifactStore
 from angelshare.store.changes import Contents, refuse_changed
@@ -296,14 +297,15 @@ def job(
 
 @contextmanager
 def artifact_job(
-    kind: str, key: str, *, manifest: str, **job_settings: Any
+    kind: str, key: str, *, recipe: Recipe, manifest: str, **job_settings: Any
 ) -> Iterator[tuple[JobContext, ArtifactPlan]]:
     """Run the body of a job after which the artifact ``kind``/``key`` is whole.
 
     Args:
+        recipe: what decides it.
         manifest: the declared path of its manifest, which the body has the store write.
     """
-    work = WORK[kind]
+    work = work_of(recipe)
     with job(
         stage=work.stage,
         role=work.role,

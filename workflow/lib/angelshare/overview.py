@@ -13,7 +13,7 @@ def overview(study: Study, sources: Mapping[str, str]) -> str:
 
     ``sources`` says where each artifact comes from, by key: the store, a remote, or made here.
     """
-    runs = list(study.runs.values())
+    runs = list(study.trainings.values())
     shared = [["shared artifact", "", "parts", "from", "shared by"]]
     shared += [_artifact(plan, sources[plan.key], runs) for plan in study.artifacts.values()]
     students = list(dict.fromkeys(run.student for run in runs))

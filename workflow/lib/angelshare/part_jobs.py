@@ -106,18 +106,26 @@ class PartJob:
 
 @contextmanager
 def part_job(
-    kind: str, key: str, part: str, *, receipt: str, config: Mapping[str, Any], **job_settings: Any
+    kind: str,
+    key: str,
+    part: str,
+    *,
+    receipt: str,
+    config: Mapping[str, Any],
+    stage: str | None = None,
+    **job_settings: Any,
 ) -> Iterator[PartJob]:
     """Run the body of a job that makes part ``part`` of the artifact ``kind``/``key``.
 
     The body asks ``adopted`` first: where it is set, there is nothing to do. Otherwise this job
     holds the part's lease while the body runs. Waiting for another job's lease is a phase of the
-    window: it costs energy too.
+    window: it costs energy too. ``stage`` is the sidecar's word for the work, where it is not the
+    usual one of the kind.
     """
     work = WORK[kind]
     attempts = Path(receipt).parent.parent / "attempts"
     with job(
-        stage=work.stage,
+        stage=stage or work.stage,
         role=work.role,
         config=config,
         attempts=attempts,

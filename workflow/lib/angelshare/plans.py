@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -42,6 +42,15 @@ WORK = {
     "judgements": Work("judge_teacher", "judge", "teacher"),
 }
 """By the kind of the artifact."""
+ASSISTANT = Work("train_assistant", "assistant_train", "teacher")
+"""A model that is trained as a student is. Runs pay for it, unlike for the embedded teacher."""
+
+
+def work_of(recipe: Recipe) -> Work:
+    """What makes the artifact that a recipe decides."""
+    assistant = recipe["kind"] == "model" and "student" in recipe
+    return ASSISTANT if assistant else WORK[recipe["kind"]]
+
 
 TEACHER_ROLES = frozenset({"corpus", "logits", "features", "relations"})
 """The roles in which a run reads a teacher's work."""
@@ -64,6 +73,16 @@ class ArtifactPlan:
     settings: Settings
     """What its job works with, whatever part of it is in the recipe."""
 
+    @property
+    def work(self) -> Work:
+        """What makes it."""
+        return work_of(self.recipe)
+
+    @property
+    def assistant(self) -> bool:
+        """Whether it is a model that was trained as a student, to teach others."""
+        return self.work is ASSISTANT
+
     def closure(self) -> Iterator[ArtifactPlan]:
         """This artifact and everything it is made from, inputs first, each once."""
         seen: dict[str, ArtifactPlan] = {}
@@ -83,18 +102,48 @@ class RunPlan:
     pipeline: str
     student: str
     dataset: str
-    teacher: str | None
+    teachers: dict[str, float]
+    """Whom it learns from, or is compared with, and their weights; the first one's scores count."""
     seed: int
     hyperparameters: dict[str, float]
     """What the grid varies for this run besides its names and seed."""
     training: TrainingSettings
     loss: LossSettings
     inputs: dict[str, ArtifactPlan]
-    """The artifacts it reads, by role: ``dataset``, ``tokenizer`` and ``TEACHER_ROLES``."""
+    """The artifacts it reads, by role: ``dataset``, ``tokenizer`` and ``TEACHER_ROLES``; of further
+    teachers ``logits_2`` and so on."""
     scores: ArtifactPlan | None
     """The teacher's own scores, which say what its quality is relative to."""
     judged: dict[str, ArtifactPlan]
     """The judgements of the teacher's own answers, by benchmark."""
+    quantised: str | None = None
+    """The precision in which its model is scored; None: that of its weights."""
+    trained_as: str | None = None
+    """The run whose model this one scores, where it has no training of its own."""
+
+    @property
+    def trained_name(self) -> str:
+        """The name under which its model is trained."""
+        return self.trained_as or self.name
+
+    @property
+    def shown_as(self) -> str:
+        """The student, with its precision where that is not the one of its weights."""
+        return f"{self.student} {self.quantised}" if self.quantised else self.student
+
+    @property
+    def caches(self) -> dict[str, float]:
+        """The roles of the logit caches that it reads, with the weights of their teachers."""
+        roles = cache_roles(self.teachers)
+        return {role: self.teachers[name] for name, role in roles.items() if role in self.inputs}
+
+    @property
+    def taught_by(self) -> str | None:
+        """The teachers it learns from, for people; None where it learns from none."""
+        if not self.distilled:
+            return None
+        mixed = (f"{weight:g} {name}" for name, weight in self.teachers.items())
+        return " + ".join(mixed) if len(self.teachers) > 1 else next(iter(self.teachers))
 
     @property
     def distilled(self) -> bool:
@@ -140,10 +189,24 @@ class Study:
     """By key."""
     runs: dict[str, RunPlan] = field(default_factory=dict)
     """By name."""
+    assistants: dict[str, RunPlan] = field(default_factory=dict)
+    """By the key of their model: how each assistant among the artifacts is trained."""
     evaluation: Recipe = field(default_factory=dict)
     """What decides a score besides the model and the dataset."""
     judged: dict[str, Judged] = field(default_factory=dict)
     """By benchmark."""
+
+    @property
+    def trainings(self) -> dict[str, RunPlan]:
+        """The runs that are trained: all but those that score another one's model."""
+        return {name: run for name, run in self.runs.items() if run.trained_as is None}
+
+    def with_several_teachers(self) -> set[str]:
+        """The pipelines whose runs differ in their teachers: no repeats of one setting."""
+        teachers: dict[str, set[str | None]] = {}
+        for run in self.runs.values():
+            teachers.setdefault(run.pipeline, set()).add(run.taught_by)
+        return {pipeline for pipeline, names in teachers.items() if len(names) > 1}
 
     @property
     def datasets(self) -> dict[str, ArtifactPlan]:
@@ -174,6 +237,14 @@ class Study:
                 if plan.key not in there:
                     todo.extend(plan.inputs.values())
         return found
+
+
+def cache_roles(teachers: Iterable[str]) -> dict[str, str]:
+    """The role of each teacher's logit cache: ``logits``, then ``logits_2`` and so on."""
+    return {
+        name: "logits" if number == 1 else f"logits_{number}"
+        for number, name in enumerate(teachers, start=1)
+    }
 
 
 def _labelled(plan: ArtifactPlan) -> float:

@@ -99,6 +99,7 @@ COMPONENT_SCHEMA: dict[str, Any] = {
 _STAGE_TOKENS = {
     "student_train": ("trained",),
     "demo_teacher": ("trained",),
+    "assistant_train": ("trained",),
     "teacher_generation": ("generated",),
     "teacher_logits": ("cached",),
     "teacher_hidden": ("cached", "prompt"),

@@ -14,7 +14,7 @@ import polars as pl
 
 from angelshare.accounting.attempts import WASTED
 from angelshare.accounting.settings import AccountingSettings
-from angelshare.accounting.study import TEACHER_KINDS, Artifact, Consumer, Study
+from angelshare.accounting.study import Artifact, Consumer, Study
 from angelshare.errors import AngelshareError
 
 
@@ -80,7 +80,7 @@ def consumers_of(study: Study) -> dict[tuple[str, str], tuple[Consumer, ...]]:
         (artifact.id, c.team, c.run) for artifact in study.artifacts for c in artifact.consumers
     }
     tokens = {artifact.id: artifact.tokens for artifact in study.artifacts}
-    for run in study.runs:
+    for run in (run for run in study.runs if not run.trained_as):
         for artifact_id in dict.fromkeys(run.artifacts):
             if (artifact_id, study.team, run.run) not in recorded:
                 unrecorded = Consumer(
@@ -119,7 +119,7 @@ def artifact_bills(
     )
     listed = pl.DataFrame(
         [
-            (a.kind, a.key, a.label, a.tokens, a.bytes, a.charged, a.kind in TEACHER_KINDS)
+            (a.kind, a.key, a.label, a.tokens, a.bytes, a.charged, a.of_teacher)
             for a in study.artifacts
         ],
         schema={

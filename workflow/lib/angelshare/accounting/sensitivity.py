@@ -101,7 +101,9 @@ def shifted(
     """
     if boundary == BOUNDARIES[2]:
         return _between_own(attempts, shift)
-    teacher = pl.col("artifact_kind").is_in(sorted(TEACHER_KINDS))
+    teacher = pl.col("artifact_kind").is_in(sorted(TEACHER_KINDS)) | (
+        pl.col("stage") == "assistant_train"
+    )
     made = pl.col("artifact_kind").is_not_null()
     earlier = made & (teacher if boundary == BOUNDARIES[1] else ~teacher)
     given = _per_consumer(attempts.filter(earlier), shares)

@@ -56,6 +56,11 @@ class Artifact:
     consumers: tuple[Consumer, ...] = ()
 
     @property
+    def of_teacher(self) -> bool:
+        """Whether it is teacher work that runs pay for: an assistant's training is."""
+        return self.kind in TEACHER_KINDS or (self.kind == "model" and self.charged)
+
+    @property
     def id(self) -> tuple[str, str]:
         """Kind and key: what names the artifact everywhere."""
         return (self.kind, self.key)
@@ -68,7 +73,8 @@ class Run:
     `artifacts` are all shared artifacts it stands on, direct and indirect; `tokens` the tokens it
     was trained on; `parameters`, where known, orders students by size; `teacher_scores` names the
     artifact that its scores are compared with, whether or not it is on the run's bill;
-    `inference_batch_size` is how many requests its evaluation answered at once.
+    `inference_batch_size` is how many requests its evaluation answered at once; `trained_as` names
+    the run whose model this one scores in another precision (`angelshare.accounting.points`).
     """
 
     run: str
@@ -82,6 +88,12 @@ class Run:
     parameters: int | None = None
     teacher_scores: tuple[str, str] | None = None
     inference_batch_size: int | None = None
+    trained_as: str | None = None
+
+    @property
+    def payer(self) -> str:
+        """The run whose training and shares this point carries: its own, as a rule."""
+        return self.trained_as or self.run
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +164,8 @@ class Study:
                         f"run {run.run} names the artifact {kind}/{key}, which the study does not "
                         "hold: add it to the study's artifacts (its manifest may be missing)"
                     )
+        for run in self.runs:
+            _known(f"run {run.run}", run.payer, runs)
         for score in self.scores:
             _known("score", score.run, runs)
         for source in self.sources:

@@ -18,6 +18,7 @@ from angelshare.accounting.break_even import break_even_table
 from angelshare.accounting.consolidated import load_consolidated
 from angelshare.accounting.efficiency import efficiency_table
 from angelshare.accounting.frontier import frontier_table
+from angelshare.accounting.points import lent, lent_shares
 from angelshare.accounting.predictions import prediction_table
 from angelshare.accounting.runs import benchmark_names, hyperparameter_names, run_table
 from angelshare.accounting.sensitivity import sensitivity_table
@@ -69,8 +70,9 @@ def make_tables(
     study = _in_order(study)
     bills = artifact_bills(study, attempts, settings)
     shares = share_table(study, bills, settings)
-    exposed = exposures(study, attempts, components, bills, settings)
-    made = _concluded(study, attempts, exposed, settings)
+    carried, parts = lent(study, attempts), lent(study, components)
+    exposed = exposures(study, carried, parts, bills, settings)
+    made = _concluded(study, carried, exposed, settings)
     few = settings.model_copy(update={"draws": FEW_DRAWS})
     runs, summary = made["runs"], made["summary"]
     ledger, bounds = artifact_table(study, bills, shares), exposed.artifacts
@@ -80,14 +82,17 @@ def make_tables(
         artifacts=with_bounds(ledger, "energy", bills, bounds),
         shares=with_bounds(shares, "share", bills, bounds),
         runs=runs.sort("pipeline", "student", "setting", "dataset", "seed", "run"),
-        stages=stage_table(study, attempts, shares, settings),
+        stages=stage_table(study, carried, lent_shares(study, shares), settings),
         summary=summary,
         break_even=made["break_even"],
         frontier=made["frontier"],
         predictions=prediction_table(study, attempts),
         efficiency=efficiency_table(runs),
         sensitivity=sensitivity_table(
-            attempts, shares, made, lambda moved: _concluded(study, moved, exposed, few)
+            carried,
+            lent_shares(study, shares),
+            made,
+            lambda moved: _concluded(study, moved, exposed, few),
         ),
         traces=pl.DataFrame(schema=TRACE_SCHEMA),
     )
@@ -99,7 +104,7 @@ def _concluded(
     """The frames that conclusions are drawn from."""
     bills = artifact_bills(study, attempts, settings)
     shares = share_table(study, bills, settings)
-    runs = run_table(study, attempts, bills, shares, exposed, settings)
+    runs = run_table(study, attempts, bills, lent_shares(study, shares), exposed, settings)
     summary = summary_table(runs, exposed, hyperparameter_names(study), benchmark_names(study))
     return {
         "runs": runs,

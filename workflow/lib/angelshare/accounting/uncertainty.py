@@ -206,7 +206,7 @@ def _shares_of_runs(
             where = column[artifact_id]
             whole[index, where] = 1.0
             teacher[index, where] = float(is_teacher)
-            share[index, where] = weights[artifact_id].get(run.run, 0.0)
+            share[index, where] = weights[artifact_id].get(run.payer, 0.0)
     return whole, share, teacher
 
 

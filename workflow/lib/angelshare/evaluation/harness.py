@@ -15,6 +15,7 @@ import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,14 @@ def evaluate_model(
     phase: Phase = unmetered,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    quantised: str | None = None,
 ) -> list[Score]:
     """Score a model folder (or hub model) on the tasks of ``settings``, in their order.
 
     ``dataset`` is the sequence table of the problems that this project's own tasks ask; ``phase``
     opens the energy window's phases: ``prefill``, ``decode`` and ``score`` (likelihoods) by
-    transformers, ``generate`` and ``score`` by vLLM. Raises ``AngelshareError`` for an unknown
+    transformers, ``generate`` and ``score`` by vLLM. With ``quantised`` (transformers only) the
+    model is run in that precision. Raises ``AngelshareError`` for an unknown
     task, metric or filter, a missing dataset, a missing chat template, or a prompt that leaves no
     room for the answer.
     """
@@ -68,8 +71,12 @@ def evaluate_model(
             phase=phase,
             revision=revision,
             trust_remote_code=trust_remote_code,
+            **({"quantised": quantised} if settings.engine == "transformers" else {}),
         )
-        return [score for task in asked for score in _ask(language_model, manager, task, settings)]
+        scores = [s for task in asked for s in _ask(language_model, manager, task, settings)]
+        if quantised is None:
+            return scores
+        return [replace(score, harness=f"{score.harness}, {quantised}") for score in scores]
 
 
 def _manager(settings: EvaluationSettings, metadata: dict[str, str]) -> TaskManager:
@@ -87,12 +94,12 @@ def _engine(settings: EvaluationSettings, model: Path | str, **options: Any) -> 
     """The harness's language model; only the back end that is asked for is imported."""
     local = str(Path(model).absolute()) if Path(model).is_dir() else str(model)
     if settings.engine == "vllm":
-        from angelshare.evaluation.vllm_engine import load
+        from angelshare.evaluation import vllm_engine
 
-        return load(local, settings.batch_size, **options)
-    from angelshare.evaluation.transformers_engine import load
+        return vllm_engine.load(local, settings.batch_size, **options)
+    from angelshare.evaluation import transformers_engine
 
-    return load(local, settings.batch_size, **options)
+    return transformers_engine.load(local, settings.batch_size, **options)
 
 
 def _check(manager: TaskManager, task: TaskSettings) -> None:

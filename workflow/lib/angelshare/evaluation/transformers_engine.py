@@ -14,6 +14,7 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
 from angelshare.evaluation.counting import Counting
+from angelshare.evaluation.quantised import quantise
 from angelshare.evaluation.scores import Count, Phase, Progress
 from angelshare.teacher.models import default_device
 
@@ -58,9 +59,10 @@ def load(
     phase: Phase,
     revision: str | None,
     trust_remote_code: bool,
+    quantised: str | None,
 ) -> TransformersEngine:
     """The model, on the GPU where there is one."""
-    return TransformersEngine(
+    engine = TransformersEngine(
         pretrained=model,
         revision=revision or "main",
         trust_remote_code=trust_remote_code,
@@ -71,3 +73,6 @@ def load(
         count=count,
         phase=phase,
     )
+    if quantised is not None:
+        quantise(engine.model, quantised)
+    return engine

@@ -187,11 +187,14 @@ def planned_options(plan: Plan, study: Study, budget_j: float | None, reuse: int
         if one.item.run:
             by_run.setdefault(one.item.run, []).append(one.energy_j)
             bases.setdefault(one.item.run, set()).add(one.basis)
-        elif one.item.artifact and one.item.artifact[0] != "model":
+        elif one.item.artifact and one.item.stage != "demo_teacher":
             by_artifact.setdefault(one.item.artifact, []).append(one.energy_j)
     settings: dict[str, list[RunPlan]] = {}
+    several = study.with_several_teachers()
     for run in study.runs.values():
         varied = " ".join(f"{name}={value:g}" for name, value in run.hyperparameters.items())
+        if run.pipeline in several and run.taught_by:
+            varied = f"{varied} teacher={run.taught_by}".strip()
         settings.setdefault(f"{run.pipeline} {run.student} {varied}".strip(), []).append(run)
     options = []
     for setting, runs in settings.items():

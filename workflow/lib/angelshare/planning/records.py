@@ -28,6 +28,7 @@ TEACHER_KINDS = ("model", "logits", "states", "corpus", "scores")
 START_KINDS = ("dataset", "tokenizer")
 COMPUTE = {
     "demo_teacher": "train",
+    "assistant_train": "train",
     "student_train": "train",
     "teacher_logits": "forward",
     "teacher_hidden": "forward",
@@ -146,7 +147,7 @@ def _artifacts(
 
 def _rows_of(recipe: Mapping[str, Any]) -> str | None:
     inputs = recipe.get("inputs", {})
-    source = inputs.get("sequences") or inputs.get("dataset")
+    source = inputs.get("sequences") or inputs.get("corpus") or inputs.get("dataset")
     return source["key"] if source else None
 
 
@@ -155,7 +156,7 @@ def _model_of(
 ) -> ModelSize | None:
     """The model that made an artifact, as its recipe (or that of the teacher's artifact) says."""
     if recipe["kind"] == "model":
-        return from_shape("teacher", recipe["settings"], 256)
+        return _trained_here(recipe)
     named = recipe.get("teacher")
     if named is not None:
         if (known := models.get(model_id(named))) is not None:
@@ -165,7 +166,15 @@ def _model_of(
     if teacher is None:
         return None
     manifest = _with_recipe(store.root / "model" / teacher["key"] / "manifest.json")
-    return from_shape("teacher", manifest["recipe"]["settings"], 256) if manifest else None
+    return _trained_here(manifest["recipe"]) if manifest else None
+
+
+def _trained_here(recipe: Mapping[str, Any]) -> ModelSize | None:
+    """A model that is an artifact: the embedded teacher, or an assistant."""
+    shape = recipe["student"]["init"] if "student" in recipe else recipe["settings"]
+    if "layers" in shape:
+        return from_shape("teacher", shape, 256)
+    return from_name(str(shape.get("hub", "")))
 
 
 def _runs(results: Path) -> Iterator[Observation]:

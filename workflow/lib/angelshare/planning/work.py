@@ -23,7 +23,7 @@ from angelshare.plans import WORK, ArtifactPlan, RunPlan, Study
 from angelshare.reuse import sources
 from angelshare.store.artifacts import ArtifactStore
 from angelshare.student.settings import ScratchStudent
-from angelshare.teacher.settings import EmbeddedTeacher, PretrainedTeacher
+from angelshare.teacher.settings import AssistantTeacher, EmbeddedTeacher, PretrainedTeacher
 
 _ASSUMED = Range(0.5, 0.1, 1.0)
 """Length of a row, as a share of the longest that the configuration allows."""
@@ -91,7 +91,7 @@ def study_models(config: Config) -> dict[str, ModelSize | None]:
         if isinstance(teacher, EmbeddedTeacher):
             vocabulary = config.tokenizers[teacher.tokenizer].vocab_size
             found[f"teacher {name}"] = from_shape(name, teacher.demo.model_dump(), vocabulary)
-        else:
+        elif isinstance(teacher, PretrainedTeacher):
             found[f"teacher {name}"] = of_model(teacher.model, teacher.revision)
     for name, student in config.students.items():
         if isinstance(student.init, ScratchStudent):
@@ -102,6 +102,9 @@ def study_models(config: Config) -> dict[str, ModelSize | None]:
     for name, judge in config.judges.items():
         if judge.endpoint is None:
             found[f"judge {name}"] = of_model(judge.model, judge.revision)
+    for name, teacher in config.teachers.items():
+        if isinstance(teacher, AssistantTeacher):
+            found[f"teacher {name}"] = found[f"student {teacher.student}"]
     return found
 
 
@@ -118,12 +121,13 @@ def recipe_models(study: Study, models: Mapping[str, ModelSize | None]) -> dict[
 def downloads(config: Config, study: Study) -> list[str]:
     """Pretrained models of the hub that the study reads and this machine's cache has not."""
     wanted: dict[str, str | None] = {}
-    teachers = {run.teacher for run in study.runs.values() if run.teacher}
+    runs = [*study.runs.values(), *study.assistants.values()]
+    teachers = {name for run in runs for name in run.teachers}
     for name in sorted(teachers):
         teacher = config.teachers[name]
         if isinstance(teacher, PretrainedTeacher):
             wanted[teacher.model] = teacher.revision
-    for name in sorted({run.student for run in study.runs.values()}):
+    for name in sorted({run.student for run in runs}):
         init = config.students[name].init
         if not isinstance(init, ScratchStudent):
             wanted[init.model] = init.revision
@@ -162,7 +166,8 @@ class WorkList:
             elif source != "not needed":
                 yield from self._artifact(plan)
         for run in self.study.runs.values():
-            yield self._training(run)
+            if run.trained_as is None:
+                yield self._training(run)
             yield self._evaluation(run)
             yield from self._judged(run)
 
@@ -171,6 +176,9 @@ class WorkList:
     def _artifact(self, plan: ArtifactPlan) -> Iterator[WorkItem]:
         artifact = self.store.artifact(plan.kind, plan.key)
         whole = artifact.manifest_path.exists()
+        if plan.assistant:
+            yield self._assistant(plan, whole or artifact.receipt_path(0).exists())
+            return
         work = WORK[plan.kind]
         model, runs_model = self._runs(plan)
         rows, per_row = self._part_rows(plan), self._tokens(plan)
@@ -201,10 +209,23 @@ class WorkList:
     def _judge(self, name: str) -> tuple[ModelSize | None, bool]:
         return self.models.get(f"judge {name}"), self.config.judges[name].endpoint is None
 
+    def _assistant(self, plan: ArtifactPlan, done: bool) -> WorkItem:
+        return self._item(
+            "train_assistant",
+            "assistant_train",
+            {"kind": plan.kind, "key": plan.key, "part": "00000"},
+            f"{plan.kind} {plan.label}",
+            "train",
+            done,
+            artifact=(plan.kind, plan.key),
+            model=self.models[f"teacher {plan.name}"],
+            **self._training_work(self.study.assistants[plan.key]),
+        )
+
     def _fetch(self, plan: ArtifactPlan) -> WorkItem:
         return self._item(
             "fetch",
-            WORK[plan.kind].stage,
+            plan.work.stage,
             {"kind": plan.kind, "key": plan.key},
             f"{plan.kind} {plan.label} from {self.offers[plan.key]}",
             "fetch",
@@ -299,6 +320,20 @@ class WorkList:
     # -- runs -------------------------------------------------------------------------------------
 
     def _training(self, run: RunPlan) -> WorkItem:
+        return self._item(
+            "train_student",
+            "student_train",
+            {"run": run.name},
+            f"train {run.name}",
+            "train",
+            Path(self.config.results, "students", run.name, "training.json").exists(),
+            run=run.name,
+            model=self.models[f"student {run.student}"],
+            **self._training_work(run),
+        )
+
+    def _training_work(self, run: RunPlan) -> dict[str, Any]:
+        """The tokens that a training takes, and how long its rows are."""
         settings = run.training
         per_step = settings.batch_size * settings.accumulation
         steps = float(settings.max_steps)
@@ -312,20 +347,12 @@ class WorkList:
         tokens = per_row.scaled(steps * per_step)
         tokens = tokens._replace(low=tokens.low * least / steps)
         held_out = self.config.datasets[run.dataset].validation * (1 + steps / settings.eval_every)
-        return self._item(
-            "train_student",
-            "student_train",
-            {"run": run.name},
-            f"train {run.name}",
-            "train",
-            Path(self.config.results, "students", run.name, "training.json").exists(),
-            run=run.name,
-            model=self.models[f"student {run.student}"],
-            tokens=tokens,
-            length=per_row,
-            validated=per_row.value * held_out,
-            runs_model=True,
-        )
+        return {
+            "tokens": tokens,
+            "length": per_row,
+            "validated": per_row.value * held_out,
+            "runs_model": True,
+        }
 
     def _evaluation(self, run: RunPlan) -> WorkItem:
         dataset = run.inputs["dataset"]

@@ -16,7 +16,7 @@ from typing import Literal
 
 from angelshare.accounting.units import J_PER_KWH, energy
 from angelshare.config import Config
-from angelshare.plans import WORK, Study
+from angelshare.plans import Study
 from angelshare.progress.attempts import Attempt, Attempts
 from angelshare.store.artifacts import ArtifactStore
 
@@ -159,7 +159,7 @@ class Reader:
                     by_part[attempt.wildcards["part"]].append(attempt)
                 else:
                     others.append(attempt)
-            rule = WORK[plan.kind].rule
+            rule = plan.work.rule
             for number in range(plan.parts):
                 part = f"{number:05d}"
                 log = self.logs / rule / f"{plan.key}-{part}.log"
@@ -169,12 +169,13 @@ class Reader:
 
     def _run_tasks(self) -> Iterator[Task]:
         results = Path(self.config.results)
-        for run in self.study.runs:
+        for run, plan in self.study.runs.items():
             folder, scores = results / "students" / run, results / "scores"
-            log = self.logs / "train_student" / f"{run}.log"
-            attempts = self._attempts.read([folder / "energy.attempts"])
-            made = (folder / "training.json").exists()
-            yield _task("train_student", run, log, made, attempts)
+            if plan.trained_as is None:
+                log = self.logs / "train_student" / f"{run}.log"
+                attempts = self._attempts.read([folder / "energy.attempts"])
+                made = (folder / "training.json").exists()
+                yield _task("train_student", run, log, made, attempts)
             log = self.logs / "evaluate_student" / f"{run}.log"
             attempts = self._attempts.read([scores / f"{run}.energy.attempts"])
             yield _task("evaluate_student", run, log, (scores / f"{run}.json").exists(), attempts)

@@ -149,12 +149,13 @@ def _lineage(run: RunPlan, config: Config, training: Mapping[str, Any]) -> list[
     start = f"{model} at {getattr(init, 'revision', None) or 'its content'}" if model else "random"
     kept = getattr(init, "keep_layers", None)
     rows: list[tuple[str, ...]] = [("first weights", start + (f", layers {kept}" if kept else ""))]
-    if run.teacher and run.distilled:
-        teacher = config.teachers[run.teacher]
-        named = run.teacher
+    if (lora := config.students[run.student].lora) is not None:
+        rows.append(("trained", f"a low-rank update, rank {lora.rank}, merged into the weights"))
+    for named, weight in run.teachers.items() if run.distilled else ():
+        teacher = config.teachers[named]
         if isinstance(teacher, PretrainedTeacher):
             named = f"{teacher.model} at {teacher.revision or 'its content'}"
-        rows.append(("teacher", named))
+        rows.append(("teacher", named if weight == 1 else f"{named}, weight {weight:g}"))
     rows += [(f"{plan.kind}: {plan.label}", f"`{plan.key}`") for plan in run.upstream()]
     rows += [(name, f"{value:g}") for name, value in run.hyperparameters.items()]
     rows += [

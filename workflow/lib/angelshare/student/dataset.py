@@ -63,6 +63,8 @@ class Example:
     teacher: TeacherTargets | None
     states: Mapping[str, RowStates] = field(default_factory=dict)
     """Hidden states by the role in which they are read."""
+    others: tuple[TeacherTargets, ...] = ()
+    """Of further teachers, in their order."""
 
 
 class EncodedDataset(Dataset[Example]):
@@ -131,7 +133,7 @@ class EncodedDataset(Dataset[Example]):
 
 
 class DistilledDataset(EncodedDataset):
-    """Encoded rows with the cached distribution of a teacher that read exactly these tokens."""
+    """Encoded rows with the cached distributions of teachers that read exactly these tokens."""
 
     def __init__(
         self,
@@ -140,12 +142,36 @@ class DistilledDataset(EncodedDataset):
         max_length: int,
         cache: LogitCache,
         temperature: float,
+        others: Sequence[LogitCache] = (),
     ) -> None:
-        """Encode ``table`` and align every row with ``cache``.
+        """Encode ``table`` and align every row with ``cache`` and those of ``others``.
 
-        ``AngelshareError`` when a row is not in the cache or was other tokens there, when the
-        tokenizers differ, or when ``temperature`` is not one of the cache's grid.
+        ``AngelshareError`` when a row is not in a cache or was other tokens there, when the
+        tokenizers differ, or when ``temperature`` is not one of a cache's grid.
         """
+        super().__init__(table, tokenizer, max_length)
+        caches = (cache, *others)
+        self.workers = 0 if all(one.stays_in_memory for one in caches) else 1
+        self._teachers = [
+            _CachedTeacher(self.rows, tokenizer, max_length, one, temperature) for one in caches
+        ]
+
+    def __getitem__(self, index: int) -> Example:
+        first, *others = (teacher.targets(index) for teacher in self._teachers)
+        return Example(self.rows[index].encoded, first, tuple(others))
+
+
+class _CachedTeacher:
+    """One teacher's cache beside the rows that it was made from."""
+
+    def __init__(
+        self,
+        rows: Sequence[EncodedRow],
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        cache: LogitCache,
+        temperature: float,
+    ) -> None:
         self.column = grid_index(temperature, cache.info.temperatures)
         codec = cache.info.codec
         if not codec.tail and temperature != 1.0:
@@ -156,21 +182,19 @@ class DistilledDataset(EncodedDataset):
             )
         what = f"logit cache ({cache.info.vocab_size} tokens)"
         same_tokenizer(tokenizer, cache.info.tokenizer_sha256, what)
-        super().__init__(table, tokenizer, max_length)
         self.cache = cache
-        self.workers = 0 if cache.stays_in_memory else 1
-        self._cache_rows = _aligned(self.rows, cache, max_length)
+        self._cache_rows = _aligned(rows, cache, max_length)
 
-    def __getitem__(self, index: int) -> Example:
+    def targets(self, index: int) -> TeacherTargets:
+        """What the teacher said at the targets of row ``index``."""
         cached = self.cache.row(self._cache_rows[index])
-        teacher = TeacherTargets(
+        return TeacherTargets(
             kept=cached.kept,
             token_ids=cached.token_ids,
             logits=cached.logits,
             log_partition=cached.log_partition[:, self.column],
             tail=self.cache.info.codec.tail,
         )
-        return Example(self.rows[index].encoded, teacher, self._states_of(index))
 
 
 def same_tokenizer(tokenizer: PreTrainedTokenizerBase, sha256: str, what: str) -> None:
@@ -218,7 +242,8 @@ def collator(pad_id: int) -> Callable[[Sequence[Example]], Batch]:
     teacher, ``teacher_ids`` int64 [T, K], ``teacher_logits`` float32 [T, K] and
     ``teacher_log_partition`` float32 [T] follow, T being the batch's target positions and K the
     most tokens that one of them has; unused slots hold id 0 and -inf. ``teacher_tail`` says whether
-    what the slots lack of the mass 1 is the other tokens' (``TeacherTargets.tail``). Where they
+    what the slots lack of the mass 1 is the other tokens' (``TeacherTargets.tail``). The same of
+    further teachers stands, one after the other, in ``other_teachers``. Where they
     carry hidden states, ``states`` has by role ``vectors`` float32 [layers, M, W], one row after
     the other, and ``kept`` bool [B, L], the positions they stand at or are the mean of.
     """
@@ -234,6 +259,9 @@ def collator(pad_id: int) -> Callable[[Sequence[Example]], Batch]:
                 role: _state_slots([example.states[role] for example in examples], length)
                 for role in examples[0].states
             }
+        others = zip(*(e.others for e in examples if e.teacher is not None), strict=True)
+        if further := [_teacher_slots(each) for each in others]:
+            batch["other_teachers"] = further
         return batch
 
     return collate

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from angelshare.student.losses import NEVER, SMALLEST_TAIL, TopK, divergence_of
+from angelshare.student.losses import NEVER, SMALLEST_TAIL, Mixture, TopK, divergence_of
 from angelshare.student.settings import LossSettings
 
 CHUNK_BYTES = {"cpu": 2**25, "cuda": 2**29}
@@ -50,7 +50,7 @@ def head_loss(
     weight_VH: Tensor,
     bias_V: Tensor | None,
     targets_T: Tensor,
-    teacher: TopK | None,
+    teacher: TopK | Mixture | None,
     settings: LossSettings,
     vocab_size: int,
 ) -> LossSums:
@@ -73,7 +73,7 @@ class _HeadLoss(torch.autograd.Function):
         weight_VH: Tensor,
         bias_V: Tensor | None,
         targets_T: Tensor,
-        teacher: TopK | None,
+        teacher: TopK | Mixture | None,
         settings: LossSettings,
         vocab_size: int,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -194,13 +194,38 @@ def _hard(
     return cross_entropy_C1, gradient_CV.scatter_add_(1, targets_C1, ones_C1)
 
 
+def _of_all(
+    logits_CV: Tensor, targets_C1: Tensor, teacher: Mixture, settings: LossSettings, trained: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """As `_mixed`, of several teachers: the weighted sum of what each of them alone gives.
+
+    Of two it takes one more buffer of a chunk's logits at once than of one, of more two.
+    """
+    divergence_C, gradient_CV = torch.zeros_like(logits_CV[:, 0]), None
+    pairs = list(zip(teacher.weights, teacher.teachers, strict=True))
+    for number, (weight, one) in enumerate(pairs, start=1):
+        own_CV = logits_CV if number == len(pairs) else logits_CV.clone()
+        hard_C1, soft_C, added_CV = _mixed(own_CV, targets_C1, one, settings, trained)
+        divergence_C.add_(soft_C, alpha=weight)
+        if added_CV is not None:
+            added_CV.mul_(weight)
+            gradient_CV = added_CV if gradient_CV is None else gradient_CV.add_(added_CV)
+    return hard_C1, divergence_C, gradient_CV
+
+
 def _mixed(
-    logits_CV: Tensor, targets_C1: Tensor, teacher: TopK, settings: LossSettings, trained: bool
+    logits_CV: Tensor,
+    targets_C1: Tensor,
+    teacher: TopK | Mixture,
+    settings: LossSettings,
+    trained: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Cross-entropy [C, 1], T² · D [C] and the loss's gradient [C, V]; overwrites the logits.
 
     At T = 1 both share one softmax.
     """
+    if isinstance(teacher, Mixture):
+        return _of_all(logits_CV, targets_C1, teacher, settings, trained)
     alpha, temperature = settings.alpha, teacher.temperature
     shared, hard_CV = temperature == 1, None
     gold_C1 = logits_CV.gather(1, targets_C1)

@@ -54,6 +54,29 @@ class TopK:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """Teachers of the same positions and temperature, whose divergences are weighed.
+
+    sum_i w_i KL(p_i ‖ q) differs from KL(sum_i w_i p_i ‖ q) by what does not depend on q (the
+    generalised Jensen-Shannon divergence of the p_i), so for ``forward_kl`` its gradient is that of
+    the divergence from the mixed distribution, which no cache would have to hold.
+    """
+
+    teachers: tuple[TopK, ...]
+    weights: tuple[float, ...]
+    """Positive; they sum to 1."""
+
+    @property
+    def temperature(self) -> float:
+        """That of every teacher."""
+        return self.teachers[0].temperature
+
+    def rows(self, here: slice) -> Mixture:
+        """Some of the positions, as views."""
+        return Mixture(tuple(teacher.rows(here) for teacher in self.teachers), self.weights)
+
+
 def grid_index(temperature: float, grid: tuple[float, ...]) -> int:
     """Where ``temperature`` stands in a cache's grid; ``AngelshareError`` if it does not."""
     if temperature in grid:

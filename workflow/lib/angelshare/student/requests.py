@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 
 from angelshare.files import publish_json, read_json
 from angelshare.student.settings import (
+    LoraSettings,
     LossSettings,
     PretrainedStudent,
     ScratchStudent,
@@ -29,6 +30,8 @@ class TrainRequest:
     """Everything that decides a student, and where it goes."""
 
     init: ScratchStudent | PretrainedStudent
+    lora: LoraSettings | None = None
+    """The update that is trained instead of all weights."""
     training: TrainingSettings
     loss: LossSettings
     """Its terms count where there is a ``cache``, or ``states``, for them."""
@@ -44,6 +47,10 @@ class TrainRequest:
     """Part files of the logit cache over ``train``, in order; none: hard labels alone."""
     states: Mapping[str, Sequence[Path]] = field(default_factory=dict)
     """Part files of the teacher's hidden states over ``train``, by role: features, relations."""
+    other_caches: Sequence[Sequence[Path]] = ()
+    """Those of further teachers, whose divergences are mixed with the first one's."""
+    weights: Sequence[float] = (1.0,)
+    """Of the teachers' divergences, that of ``cache`` first; they sum to 1."""
     seed: int
     """Decides first weights and the order of the data."""
     out: Path
@@ -66,6 +73,7 @@ class TrainRequest:
             folder / "request.json",
             {
                 "init": self.init.model_dump(mode="json"),
+                "lora": self.lora and self.lora.model_dump(mode="json"),
                 "training": self.training.model_dump(mode="json"),
                 "loss": self.loss.model_dump(mode="json"),
                 "tokenizer": None if local else self.tokenizer,
@@ -75,6 +83,10 @@ class TrainRequest:
                     role: [str(path.absolute()) for path in paths]
                     for role, paths in self.states.items()
                 },
+                "other_caches": [
+                    [str(path.absolute()) for path in paths] for paths in self.other_caches
+                ],
+                "weights": list(self.weights),
                 "seed": self.seed,
                 "out": str(self.out.absolute()),
                 "checkpoints": str(self.checkpoints.absolute()),
@@ -87,6 +99,7 @@ class TrainRequest:
         said = read_json(folder / "request.json")
         return cls(
             init=TypeAdapter(StudentInit).validate_python(said["init"]),
+            lora=said["lora"] and LoraSettings.model_validate(said["lora"]),
             training=TrainingSettings.model_validate(said["training"]),
             loss=LossSettings.model_validate(said["loss"]),
             tokenizer=said["tokenizer"] or folder / "tokenizer",
@@ -95,6 +108,8 @@ class TrainRequest:
             validation=pq.read_table(folder / "validation.parquet"),
             cache=[Path(path) for path in said["cache"]],
             states={role: list(map(Path, paths)) for role, paths in said["states"].items()},
+            other_caches=[[Path(path) for path in paths] for paths in said["other_caches"]],
+            weights=said["weights"],
             seed=said["seed"],
             out=Path(said["out"]),
             checkpoints=Path(said["checkpoints"]),
@@ -116,7 +131,9 @@ class TrainResult:
     stopped_early: bool
     """Whether patience ran out before the schedule did."""
     parameters: int
-    """Weights, tied ones once."""
+    """Weights of the published model, tied ones once."""
+    trained_parameters: int
+    """Weights that the optimizer changed: fewer where a low-rank update was trained."""
     trained_tokens: int
     """Tokens that went through training passes, prompts included, padding excluded."""
     train_rows: int

@@ -99,6 +99,21 @@ class RelationSettings(Settings):
     """As for features."""
 
 
+class LoraSettings(Settings):
+    """A low-rank update of a pretrained student (Hu et al. 2021, arXiv:2106.09685), merged into its
+    weights before it is published: what is scored and metered is the merged model."""
+
+    rank: int = Field(default=16, gt=0)
+    """Rank of each matrix's update."""
+    alpha: float = Field(default=32.0, gt=0)
+    """The update counts alpha / rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of a layer's inputs that its update does not see in training."""
+    target_modules: list[str] | Literal["all-linear"] = "all-linear"
+    """Layers that are updated, by the end of their names (``q_proj``); ``all-linear``: every linear
+    layer of the blocks."""
+
+
 class LossSettings(Settings):
     """The distillation loss: alpha · CE + (1 - alpha) · T² · D(teacher, student), D at T.
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 from transformers import (
@@ -41,6 +42,7 @@ from angelshare.student.callbacks import (
 )
 from angelshare.student.checkpoints import checkpoint_of, newest_checkpoint, read_state
 from angelshare.student.dataset import DistilledDataset, EncodedDataset, collator
+from angelshare.student.lora import merged, with_lora
 from angelshare.student.models import make_student, pad_token_id, publish_model
 from angelshare.student.ranks import ALONE, Ranks
 from angelshare.student.requests import TrainRequest, TrainResult
@@ -85,11 +87,18 @@ def _train(
     tokenizer = load_tokenizer(request.tokenizer, revision=request.tokenizer_revision)
     train, validation = _datasets(request, tokenizer)
     max_steps = _max_steps(request.training, len(train))
-    model = make_student(request.init, tokenizer, request.training.max_length, request.seed)
-    if request.training.precision == "bfloat16":
-        torch.nn.Module.to(model, torch.bfloat16)
+    model = _untrained(request, tokenizer)
     parameters = model.num_parameters()
     terms = make_terms(request.loss, train.states_read(), model, request.seed)
+    if request.lora is not None:
+        if ranks.world > 1:
+            raise AngelshareError("a low-rank update is trained by one process: set gpus to 1")
+        if terms:
+            raise AngelshareError("a low-rank update has no terms on hidden states: train it all")
+        model = with_lora(model, request.lora, request.seed)
+        if request.training.gradient_checkpointing:
+            model.enable_input_require_grads()
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     resume = ranks.from_first(
         lambda: newest_checkpoint(request.checkpoints, _request_digest(request, train, validation))
     )
@@ -109,10 +118,7 @@ def _train(
     if best_step is None or best_metric is None:
         raise AngelshareError(f"no evaluation gave a finite {METRIC}: the training diverged")
     if ranks.is_first:
-        best = load_causal_lm(
-            checkpoint_of(request.checkpoints, best_step),
-            dtype="bfloat16" if request.training.precision == "bfloat16" else "float32",
-        )
+        best = _at(checkpoint_of(request.checkpoints, best_step), request, tokenizer)
         publish_model(best, tokenizer, request.out)
         projector = checkpoint_of(request.checkpoints, best_step) / PROJECTOR_NAME
         if projector.exists():
@@ -124,11 +130,29 @@ def _train(
         untrained_cross_entropy=evaluations(state)[0],
         stopped_early=state.global_step < max_steps,
         parameters=parameters,
+        trained_parameters=trained,
         trained_tokens=state.num_input_tokens_seen,
         train_rows=len(train),
         dropped_rows=train.dropped,
         history=history(state),
     )
+
+
+def _untrained(request: TrainRequest, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    model = make_student(request.init, tokenizer, request.training.max_length, request.seed)
+    if request.training.precision == "bfloat16":
+        torch.nn.Module.to(model, torch.bfloat16)
+    return model
+
+
+def _at(
+    checkpoint: Path, request: TrainRequest, tokenizer: PreTrainedTokenizerBase
+) -> PreTrainedModel:
+    """The student as it was at a checkpoint, a low-rank update merged into its weights."""
+    if request.lora is not None:
+        return merged(_untrained(request, tokenizer), checkpoint)
+    bfloat16 = request.training.precision == "bfloat16"
+    return load_causal_lm(checkpoint, dtype="bfloat16" if bfloat16 else "float32")
 
 
 def _datasets(
@@ -139,9 +163,10 @@ def _datasets(
     validation = EncodedDataset(request.validation, tokenizer, length)
     validation.rows.sort(key=lambda row: len(row.encoded.input_ids))
     if request.cache:
-        cache, temperature = LogitCache(request.cache), request.loss.temperature
+        first, *others = (LogitCache(paths) for paths in (request.cache, *request.other_caches))
+        temperature = request.loss.temperature
         train: EncodedDataset = DistilledDataset(
-            request.train, tokenizer, length, cache, temperature
+            request.train, tokenizer, length, first, temperature, others
         )
     else:
         train = EncodedDataset(request.train, tokenizer, length)
@@ -176,10 +201,13 @@ def _request_digest(
         "angelshare/training",
         {
             "init": request.init.model_dump(),
+            "lora": request.lora and request.lora.model_dump(),
             "training": request.training.model_dump(),
             "loss": request.loss.terms([*request.states, *(["logits"] if request.cache else [])]),
             "cache": [path.name for path in request.cache],
             "states": {role: [p.name for p in paths] for role, paths in request.states.items()},
+            "other_caches": [[path.name for path in paths] for paths in request.other_caches],
+            "weights": list(request.weights),
             "seed": request.seed,
             "train": [row.encoded.sha256.hex() for row in train.rows],
             "validation": [row.encoded.sha256.hex() for row in validation.rows],
@@ -206,6 +234,7 @@ def _trainer(
         optimizer=request.training.optimizer,
         callbacks=[Stopping(request.training.stopping)],
         loss=request.loss,
+        weights=request.weights,
         vocab_size=len(tokenizer),
         terms=terms,
     )

@@ -6,7 +6,7 @@ owns its placement and the reduction of its gradients, and its checkpoints are g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from angelshare.student.callbacks import METRIC
 from angelshare.student.dataset import Batch
 from angelshare.student.fused import LossSums, head_loss
 from angelshare.student.head import head_parameters, let_loss_run_inside
-from angelshare.student.losses import IGNORED, TopK, at_temperature
+from angelshare.student.losses import IGNORED, Mixture, TopK, at_temperature
 from angelshare.student.optimizers import make_optimizer, shared_out
 from angelshare.student.order import Passes, PassLoader, WithNothing
 from angelshare.student.settings import LossSettings, OptimizerSettings
@@ -59,10 +59,12 @@ class StudentTrainer(Trainer):
         loss: LossSettings,
         vocab_size: int,
         optimizer: OptimizerSettings,
+        weights: Sequence[float] = (1.0,),
         terms: Mapping[str, StateTerm] | None = None,
         **kwargs: Any,
     ) -> None:
-        """``loss`` mixes in the teacher of batches that carry one; ``vocab_size``: tokenizer's.
+        """``loss`` mixes in the teachers of batches that carry any, with these ``weights``;
+        ``vocab_size``: tokenizer's.
 
         ``terms`` on hidden states are added, by the role of the batches' ``states``.
         """
@@ -72,6 +74,7 @@ class StudentTrainer(Trainer):
         let_loss_run_inside(model)
         super().__init__(model, args, **kwargs)
         self.loss_settings, self.vocab_size = loss, vocab_size
+        self.teacher_weights = tuple(weights)
         self.optimizer_settings = optimizer
         self.terms = terms or {}
         self.steps = WholeSteps(self.terms, self.accelerator)
@@ -249,23 +252,31 @@ class StudentTrainer(Trainer):
             torch.load(Path(checkpoint, SCHEDULER_NAME), weights_only=True)
         )
 
-    def _teacher(self, inputs: Batch) -> TopK | None:
+    def _teacher(self, inputs: Batch) -> TopK | Mixture | None:
         if "teacher_ids" not in inputs:
             return None
-        choice, tail = self.loss_settings, inputs.get("teacher_tail", True)
-        if not tail and choice.divergence != "forward_kl":
-            raise AngelshareError(
-                f"loss.divergence {choice.divergence} needs the teacher's tail, but this logit "
-                "cache holds draws, which say nothing of tokens that were not drawn: use "
-                "forward_kl, or capture with a codec that keeps the tail"
-            )
-        return at_temperature(
-            inputs["teacher_ids"],
-            inputs["teacher_logits"],
-            inputs["teacher_log_partition"],
-            choice.temperature,
-            tail=tail,
+        others = inputs.get("other_teachers")
+        if not others:
+            return _top_k(inputs, self.loss_settings)
+        every = tuple(_top_k(slots, self.loss_settings) for slots in (inputs, *others))
+        return Mixture(every, self.teacher_weights)
+
+
+def _top_k(inputs: Batch, choice: LossSettings) -> TopK:
+    tail = inputs.get("teacher_tail", True)
+    if not tail and choice.divergence != "forward_kl":
+        raise AngelshareError(
+            f"loss.divergence {choice.divergence} needs the teacher's tail, but this logit "
+            "cache holds draws, which say nothing of tokens that were not drawn: use "
+            "forward_kl, or capture with a codec that keeps the tail"
         )
+    return at_temperature(
+        inputs["teacher_ids"],
+        inputs["teacher_logits"],
+        inputs["teacher_log_partition"],
+        choice.temperature,
+        tail=tail,
+    )
 
 
 class TargetLoss:
@@ -279,7 +290,7 @@ class TargetLoss:
     def __init__(
         self,
         labels_BL: Tensor,
-        teacher: TopK | None,
+        teacher: TopK | Mixture | None,
         settings: LossSettings,
         vocab_size: int,
         further: Callable[[], dict[str, Tensor]] = dict,

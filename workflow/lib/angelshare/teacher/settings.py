@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
@@ -101,16 +101,55 @@ class PretrainedTeacher(Settings):
     then carry a warning."""
 
 
+class AssistantTeacher(Settings):
+    """A student that teaches others: one run of a grid, kept in the store with its energy."""
+
+    pipeline: str
+    """A name from ``pipelines``."""
+    student: str
+    """The name from ``students`` that it is."""
+    dataset: str
+    """The name from ``datasets`` that it is trained on."""
+    teacher: str | None = None
+    """Its own teacher, which may be an assistant too. What a student of this assistant scores is
+    compared with the first of that chain."""
+    seed: int
+    """Decides first weights and the order of the data."""
+    temperature: float | None = Field(default=None, gt=0)
+    """Distillation temperature; null: the one of ``loss``."""
+    alpha: float | None = Field(default=None, ge=0, le=1)
+    """Weight of the hard-label loss; null: the one of ``loss``."""
+    labelled: int | None = Field(default=None, gt=0)
+    """Rows of the dataset's ``train`` split; null: the dataset's own number."""
+    max_new_tokens: int | None = Field(default=None, gt=0)
+    """Longest answers of its teacher; null: the one of ``generation``."""
+    generation: dict[str, Any] = {}
+    """Changes to ``generation`` for this assistant alone."""
+    answers: dict[str, Any] = {}
+    """Changes to ``answers`` for this assistant alone."""
+    training: dict[str, Any] = {}
+    """Changes to ``training`` for this assistant alone."""
+    license: str | None = None
+    """The model's licence; recorded with all that it makes, and part of no key."""
+    outputs_restricted: bool = False
+    """Whether that licence restricts training on the model's outputs; the licence of its own
+    teacher is looked at in any case."""
+
+
 def _origin(value: object) -> str:
-    made_here = "demo" in value if isinstance(value, dict) else hasattr(value, "demo")
-    return "embedded" if made_here else "pretrained"
+    def has(name: str) -> bool:
+        return name in value if isinstance(value, dict) else hasattr(value, name)
+
+    return "assistant" if has("pipeline") else "embedded" if has("demo") else "pretrained"
 
 
 Teacher = Annotated[
-    Annotated[EmbeddedTeacher, Tag("embedded")] | Annotated[PretrainedTeacher, Tag("pretrained")],
+    Annotated[EmbeddedTeacher, Tag("embedded")]
+    | Annotated[PretrainedTeacher, Tag("pretrained")]
+    | Annotated[AssistantTeacher, Tag("assistant")],
     Discriminator(_origin),
 ]
-"""A model that is trained here, or one that exists."""
+"""A teacher: trained here from nothing (it has ``demo``), as a student (``pipeline``), or found."""
 
 
 class TopkTailSettings(Settings):
