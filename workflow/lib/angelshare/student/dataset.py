@@ -158,7 +158,8 @@ class DistilledDataset(EncodedDataset):
 
     def __getitem__(self, index: int) -> Example:
         first, *others = (teacher.targets(index) for teacher in self._teachers)
-        return Example(self.rows[index].encoded, first, tuple(others))
+        states = self._states_of(index)
+        return Example(self.rows[index].encoded, first, states, tuple(others))
 
 
 class _CachedTeacher:
