@@ -343,6 +343,14 @@ def begin() -> None:
 
     try:
         require_resolved(CONFIG)
+        jobs = {rule for rule, _ in planned_jobs()}
+        if (
+            CONFIG.evaluation.harness_tasks
+            and {"evaluate_student", "evaluate_teacher"} & jobs
+        ):
+            from angelshare.evaluation.harness import refuse_unknown
+
+            refuse_unknown(CONFIG.evaluation)
         # Whoever collects garbage in the shared store must know what this configuration reaches.
         reached = [(plan.kind, plan.key) for plan in STUDY.artifacts.values()]
         configured = [str(path) for path in workflow.configfiles]

@@ -25,7 +25,7 @@ from angelshare.data.settings import WordProblems
 from angelshare.data.tables import in_splits
 from angelshare.data.tokenizer import train_tokenizer
 from angelshare.errors import AngelshareError
-from angelshare.evaluation.harness import evaluate_model
+from angelshare.evaluation.harness import evaluate_model, refuse_unknown
 from angelshare.evaluation.scores import Score
 from angelshare.evaluation.settings import TASKS_FOLDER, EvaluationSettings
 from angelshare.student.models import make_student, publish_model
@@ -208,3 +208,14 @@ def test_prefill_and_decoding_are_marked_batch_by_batch(
         model_folder, settings, test_split, lambda *_: None, lambda **_: None, phase=phase
     )
     assert events == ["+prefill", "-prefill", "+decode", "-decode"] * (PROBLEMS // 10)
+
+
+def test_a_task_that_the_harness_lacks_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "here.yaml").touch()
+    names = ("word_problems", "here", "gsm9k")
+    settings = EvaluationSettings.model_validate(
+        {"tasks": [{"task": name} for name in names], "task_folder": str(tmp_path)}
+    )
+    assert settings.harness_tasks == ["gsm9k"]
+    with pytest.raises(AngelshareError, match="Did you mean 'gsm8k'"):
+        refuse_unknown(EvaluationSettings.model_validate({"tasks": [{"task": "gsm9k"}]}))

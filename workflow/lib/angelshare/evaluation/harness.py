@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +83,9 @@ def evaluate_model(
 def _manager(settings: EvaluationSettings, metadata: dict[str, str]) -> TaskManager:
     """The tasks there are: the harness's own only where one is wanted, for they take long."""
     folders = [TASKS_FOLDER, *([Path(settings.task_folder)] if settings.task_folder else [])]
-    local = {path.stem for folder in folders for path in folder.glob("*.yaml")}
     return TaskManager(
         include_path=[str(folder.absolute()) for folder in folders],
-        include_defaults=not local.issuperset(task.task for task in settings.tasks),
+        include_defaults=bool(settings.harness_tasks),
         metadata=metadata,
     )
 
@@ -102,16 +102,21 @@ def _engine(settings: EvaluationSettings, model: Path | str, **options: Any) -> 
     return transformers_engine.load(local, settings.batch_size, **options)
 
 
+def refuse_unknown(settings: EvaluationSettings) -> None:
+    """``AngelshareError`` for a task that the harness does not have; takes some ten seconds.
+
+    Said before a study spends a joule. No data are loaded.
+    """
+    with _quiet_harness():
+        manager = _manager(settings, {})
+        for name in settings.harness_tasks:
+            _check_name(manager, name)
+
+
 def _check(manager: TaskManager, task: TaskSettings) -> None:
     """Refuse, before a model is loaded, what cannot be asked or counted."""
     name = task.task
-    if name not in manager.all_tasks:
-        raise AngelshareError(f"lm-evaluation-harness {_version()} has no task {name!r}")
-    if name in manager.all_tags:
-        raise AngelshareError(
-            f"{name!r} is a tag of lm-evaluation-harness, which has no score of its own: name its "
-            "tasks in evaluation.tasks"
-        )
+    _check_name(manager, name)
     if task.metric is None and task.filter is None:
         return
     loaded = manager.load([name])
@@ -119,6 +124,20 @@ def _check(manager: TaskManager, task: TaskSettings) -> None:
     if isinstance(group, Group):
         return  # its filters are its subtasks'; what it offers is known once they are scored
     choose(name, _offered(loaded["tasks"][name]), task.metric, task.filter)
+
+
+def _check_name(manager: TaskManager, name: str) -> None:
+    if name not in manager.all_tasks:
+        alike = get_close_matches(name, manager.all_tasks, n=1)
+        meant = f" Did you mean {alike[0]!r}?" if alike else ""
+        raise AngelshareError(
+            f"evaluation.tasks: lm-evaluation-harness {_version()} has no task {name!r}.{meant}"
+        )
+    if name in manager.all_tags:
+        raise AngelshareError(
+            f"evaluation.tasks: {name!r} is a tag of lm-evaluation-harness, which has no score of "
+            "its own: name its tasks"
+        )
 
 
 def _offered(task: Any) -> list[dict[str, str]]:

@@ -84,6 +84,13 @@ class EvaluationSettings(Settings):
         """The tasks among these that ask the test split of a run's dataset."""
         return [task.task for task in self.tasks if task.task in OWN_TASKS]
 
+    @property
+    def harness_tasks(self) -> list[str]:
+        """The names of tasks that are neither this project's own nor in ``task_folder``."""
+        folder = Path(self.task_folder).glob("*.yaml") if self.task_folder else ()
+        local = OWN_TASKS | {path.stem for path in folder}
+        return [task.task for task in self.tasks if task.task not in local]
+
     def resolved(self) -> list[TaskSettings]:
         """The tasks with nothing left to this section's defaults."""
         common = {name: getattr(self, name) for name in _COMMON}
