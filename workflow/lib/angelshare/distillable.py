@@ -72,14 +72,17 @@ def _too_large(config: Config, block: GridBlock, name: str) -> Iterator[str]:
     One vector a sequence is known exactly, and of vectors at targets there is one a row at least.
     Of other teachers the job tells, before it loads the model.
     """
-    states, teacher = config.states.get(name), config.teachers.get(next(iter(block.taught_by), ""))
+    first = next(iter(block.taught_by), "")
+    states, teacher = config.states.get(name), config.teachers.get(first)
     if states is None or not isinstance(teacher, EmbeddedTeacher):
         return
     shape = teacher.demo
     layers = states.layers if isinstance(states.layers, int) else len(states.layers)
     deepest = layers if isinstance(states.layers, int) else max(states.layers)
     if deepest > shape.layers:
-        yield (f"states.{name}.layers asks for {deepest}, the teacher has {shape.layers} blocks.")
+        yield (
+            f"states.{name}.layers asks for {deepest}, teacher {first!r} has {shape.layers} blocks."
+        )
     from_corpus = config.pipelines[block.pipeline].data == "corpus"
     for dataset in block.datasets:
         source = config.datasets.get(dataset)
