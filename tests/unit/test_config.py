@@ -308,7 +308,7 @@ def test_states_that_cannot_serve_are_refused_before_any_job(values, monkeypatch
     assert said in problems(wrong)
     wrong = copy.deepcopy(values)
     edit(wrong, "states.blocks.layers", [2, 5])
-    assert "states.blocks.layers asks for 5, the teacher has 4 blocks" in problems(wrong)
+    assert "states.blocks.layers asks for 5, teacher 'demo' has 4 blocks" in problems(wrong)
     wrong = copy.deepcopy(values)
     edit(wrong, "states.blocks.layers", [2, 4])
     edit(wrong, "loss.feature", {"layers": {2: 3}})

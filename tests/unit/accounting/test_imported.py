@@ -103,7 +103,7 @@ def test_tables_are_read_back(tables: Tables, tmp_path: Path) -> None:
     for name in TABLE_NAMES:
         assert getattr(again, name).equals(getattr(tables, name)), name
     (tmp_path / "runs.parquet").unlink()
-    with pytest.raises(AngelshareError, match=r"lacks runs\.parquet"):
+    with pytest.raises(AngelshareError, match=r"runs\.parquet is no accounting table"):
         read_tables(tmp_path)
 
 
