@@ -117,9 +117,9 @@ def same_student(run: str, study: Study, other: Study) -> None:
     assert here.pop("recipe") == there.pop("recipe")
     for one in (here, there):
         del one["history"]
-    assert here == pytest.approx(there, rel=1e-3)
+    assert here == pytest.approx(there, rel=1e-5)
     first, second = (load_file(folder / "model/model.safetensors") for folder in folders)
     assert first.keys() == second.keys()
     for name, weights in first.items():
         apart = torch.linalg.norm(weights - second[name]) / torch.linalg.norm(second[name])
-        assert apart < 1e-3, (name, float(apart))
+        assert apart < 1e-4, (name, float(apart))

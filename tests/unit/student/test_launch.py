@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import stat
 import sys
 from collections.abc import Callable
@@ -13,12 +14,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.elastic.multiprocessing.api import SignalException
 
 from angelshare.energy import Job, window
 from angelshare.energy.settings import EnergySettings
 from angelshare.errors import AngelshareError
+from angelshare.student import node
 from angelshare.student.callbacks import Interrupted
-from angelshare.student.exchange import Exchange
+from angelshare.student.exchange import Exchange, Launch
 from angelshare.student.launch import train_on
 from angelshare.student.node import check_devices
 from angelshare.student.order import NOTHING, Passes
@@ -145,6 +148,20 @@ def test_a_clear_error_comes_before_the_failures_it_led_to(tmp_path: Path) -> No
     exchange.fail("process 1 on b", AngelshareError("the loss is not finite"))
     exchange.fail("process 2 on b", AngelshareError("later"))
     assert exchange.failure() == "process 1 on b: the loss is not finite"
+
+
+def test_agents_that_are_told_to_end_are_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def terminated(arguments: list[str]) -> None:
+        raise SignalException("told to end", signal.SIGTERM)
+
+    exchange = Exchange(tmp_path)
+    exchange.start(Launch(nodes=1, processes=2, address="here", port=1))
+    monkeypatch.setattr(node.torchrun, "main", terminated)
+    monkeypatch.setattr(node, "_end_with_the_job", lambda: None)
+    assert node.main(tmp_path) == 0
+    assert exchange.failure() is None
 
 
 def test_every_process_has_a_gpu_of_its_own_or_none_has() -> None:

@@ -16,10 +16,12 @@ from pathlib import Path
 
 import torch
 from torch.distributed import run as torchrun
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from angelshare.energy.enclosing import ENCLOSING
 from angelshare.energy.joining import rank_window
+from angelshare.energy.windows import Terminated
 from angelshare.errors import AngelshareError
 from angelshare.student.exchange import Exchange, Launch
 
@@ -28,7 +30,11 @@ SAVING_LIMIT_S = 3600
 
 
 def main(folder: Path) -> int:
-    """Run this node's processes to their end; status 0 if all of them ended well."""
+    """Run this node's processes to their end; status 0 if all of them ended well.
+
+    An end by signal is none of ours to judge: the job knows whether the processes had saved their
+    work, and a bad status would have srun kill the other nodes' before they have.
+    """
     exchange = Exchange(folder)
     launch = exchange.launch()
     number = int(os.environ.get("SLURM_NODEID", "0")) if launch.nodes > 1 else 0
@@ -37,13 +43,22 @@ def main(folder: Path) -> int:
     try:
         check_devices(launch.processes, torch.cuda.device_count())
         with rank_window() if joins else nullcontext():
-            torchrun.main(_arguments(launch, number, folder))
+            _run(_arguments(launch, number, folder))
+    except Terminated:
+        return 0
     except ChildFailedError:
         return 1  # the process has left its error
     except Exception as error:
         exchange.fail(f"node {number} ({socket.gethostname()})", error)
         raise
     return 0
+
+
+def _run(arguments: list[str]) -> None:
+    try:
+        torchrun.main(arguments)
+    except SignalException as ended:
+        raise Terminated(int(ended.sigval)) from ended
 
 
 def check_devices(processes: int, visible: int) -> None:
