@@ -71,7 +71,7 @@ def test_the_tables_are_those_of_one_machine(
     hosted = study.of_rule("train_student")
     assert len(hosted) == 3
     assert all(record["run"]["slurm"]["partition"] == "gpu" for record in hosted)
-    assert study.of_rule("seal")[0]["run"]["slurm"] is None  # on the submitting host
+    assert "slurm" not in study.of_rule("seal")[0]["run"]  # on the submitting host
 
 
 def test_every_fault_ends_in_the_same_tables(
