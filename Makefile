@@ -3,6 +3,7 @@
 #   make frontiers   the main job on the embedded default
 #   make test        the tests
 #   make test-slurm  the study on a Slurm cluster of its own; as root on Debian or Ubuntu
+#   make test-slurm-faults  the same while nodes, jobs and the controller fail
 #   make smollm2     real weights and data from Python packages, under an hour on two cores
 
 SHELL := /bin/bash
@@ -13,7 +14,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Compile installed packages once; without their bytecode every job would compile them again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: frontiers test test-slurm smollm2 lint format schemas lock clean
+.PHONY: frontiers test test-slurm test-slurm-faults smollm2 lint format schemas lock clean
 
 frontiers: $(VENV)/.ready
 	@snakemake --profile local all_frontiers
@@ -24,7 +25,10 @@ test: $(VENV)/.ready lint
 
 # Skips, and says why, where no cluster can be brought up.
 test-slurm: $(VENV)/.ready
-	@OMP_NUM_THREADS=1 pytest -m slurm tests/slurm
+	@OMP_NUM_THREADS=1 pytest -m "slurm and not faults" tests/slurm
+
+test-slurm-faults: $(VENV)/.ready
+	@OMP_NUM_THREADS=1 pytest -m faults tests/slurm
 
 smollm2: models/smollm2/model/config.json
 	@snakemake --profile local --configfile config/grids/smollm2.yaml -- all_frontiers

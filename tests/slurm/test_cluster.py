@@ -74,6 +74,7 @@ def test_the_tables_are_those_of_one_machine(
     assert "slurm" not in study.of_rule("seal")[0]["run"]  # on the submitting host
 
 
+@pytest.mark.faults
 def test_every_fault_ends_in_the_same_tables(
     cluster: Cluster, local: Study, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

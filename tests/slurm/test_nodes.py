@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from tests.slurm.conftest import Cluster, Study, wait_for
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.faults]
 
 GRID = {"pipeline": "kd", "students": ["tiny"], "datasets": ["problems"], "teacher": "demo"}
 
