@@ -219,7 +219,7 @@ def test_settings_of_one_task_and_of_all(tasks: Path) -> None:
     )
     assert one.identity() == other.identity()
     assert one.identity()["tasks"][0]["few_shot"] == 3
-    with pytest.raises(ValueError, match="tasks name gsm8k twice"):
+    with pytest.raises(ValueError, match="tasks and judged name gsm8k twice"):
         EvaluationSettings.model_validate({"tasks": ["gsm8k", {"task": "gsm8k"}]})
 
 

@@ -36,10 +36,11 @@ def plan(kind, inputs, **settings):
 class Reader:
     """As much of a student run as decides what is needed."""
 
-    scores = None
-
     def __init__(self, *plans):
         self.inputs = {one.kind: one for one in plans}
+
+    def compared_with(self):
+        return []
 
 
 @pytest.fixture
