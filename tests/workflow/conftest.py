@@ -119,11 +119,13 @@ def checkout(finished, tmp_path) -> Checkout:
     return finished.copy(tmp_path / "checkout")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """All workflow tests share one finished study, so they run in one process."""
+    """Tests that share a finished study run in one process, so that it is made once."""
     here = Path(__file__).parent
     for item in items:
         if here not in item.path.parents:
             continue
         item.add_marker(pytest.mark.workflow)
-        item.add_marker(pytest.mark.xdist_group("workflow"))
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group("workflow"))
