@@ -119,13 +119,9 @@ def checkout(finished, tmp_path) -> Checkout:
     return finished.copy(tmp_path / "checkout")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """Tests that share a finished study run in one process, so that it is made once."""
+    """Mark what runs Snakemake. Each worker of xdist makes the finished study for itself."""
     here = Path(__file__).parent
     for item in items:
-        if here not in item.path.parents:
-            continue
-        item.add_marker(pytest.mark.workflow)
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group("workflow"))
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.workflow)
