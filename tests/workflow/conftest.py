@@ -120,7 +120,7 @@ def checkout(finished, tmp_path) -> Checkout:
 
 
 def pytest_collection_modifyitems(items):
-    """Mark what runs Snakemake. Each worker of xdist makes the finished study for itself."""
+    """Mark what runs Snakemake. Each worker makes the finished study for itself."""
     here = Path(__file__).parent
     for item in items:
         if here in item.path.parents:

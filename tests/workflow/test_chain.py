@@ -10,8 +10,6 @@ import yaml
 
 from tests.workflow.conftest import ROOT, Checkout
 
-pytestmark = pytest.mark.xdist_group("chain")  # one worker makes the study, once
-
 SMALL = {
     "datasets": {
         "problems": {

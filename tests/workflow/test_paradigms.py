@@ -8,8 +8,6 @@ import yaml
 
 from .conftest import ROOT, Checkout
 
-pytestmark = pytest.mark.xdist_group("paradigms")  # one worker makes the study, once
-
 READ = ["corpus", "logits", "states", "states"]
 
 
