@@ -21,14 +21,12 @@ from angelshare.planning.predict import Prediction, Predictor
 from angelshare.planning.ranges import Range, common_sum, independent_sum
 from angelshare.planning.records import hardware_of, read_history
 from angelshare.planning.spending import spent_j
+from angelshare.planning.study_models import downloads, recipe_models, study_models
 from angelshare.planning.work import (
     Reused,
     WorkItem,
     WorkList,
-    downloads,
-    recipe_models,
     reused,
-    study_models,
 )
 from angelshare.plans import Study
 from angelshare.store.artifacts import ArtifactStore

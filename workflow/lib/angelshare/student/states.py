@@ -11,6 +11,7 @@ gradient of a single large pass, as long as the student draws no dropout.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -63,7 +64,7 @@ def student_layers(
     return found
 
 
-class StateTerm:
+class StateTerm(ABC):
     """One term: which states it compares, and what it gives for a pass."""
 
     name: str
@@ -93,9 +94,9 @@ class StateTerm:
             found.append((ours, batch["vectors"][place]))
         return found
 
+    @abstractmethod
     def share(self, pairs: Pairs, batch: Batch, student: nn.Module) -> Tensor:
         """This pass's part of the term: over all passes of the step they sum to its value."""
-        raise NotImplementedError
 
     def count(self, vectors: int) -> dict[str, float]:
         """What else to log of a step with so many vectors."""

@@ -193,11 +193,8 @@ def _group_table(
     return pa.table(arrays, schema=schema)
 
 
-class LogitCache:
-    """Rows of one or more part files, in the order of the files (`RowGroups`).
-
-    A row is decoded when it is asked for. Not to be shared between threads.
-    """
+class LogitCache(RowGroups):
+    """Rows of one or more part files, each decoded when it is asked for."""
 
     def __init__(self, paths: Sequence[Path], resident_bytes: int | None = None) -> None:
         """Open the parts; ``AngelshareError`` on a foreign file or parts that do not agree."""
@@ -216,27 +213,15 @@ class LogitCache:
                     f"{path}: its codec, temperatures, vocabulary, tokenizer or back end differ: "
                     f"{infos}"
                 )
-        self._rows = RowGroups(files, resident_bytes)
+        super().__init__(files, resident_bytes)
         self._ids = [
             _read_alphabet(file, path, self.info.vocab_size)
             for file, path in zip(files, paths, strict=True)
         ]
 
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    @property
-    def stays_in_memory(self) -> bool:
-        """Whether all of it is kept once it was read."""
-        return self._rows.stays_in_memory
-
-    def keys(self) -> Iterator[tuple[str, bytes]]:
-        """``id`` and ``tokens_sha256`` of every row, in order; nothing else is read."""
-        return self._rows.keys()
-
     def row(self, index: int) -> CachedTargets:
         """Row ``index``, decoded; ``IndexError`` outside 0 ≤ index < len."""
-        part, group, place = self._rows.find(index)
+        part, group, place = self.find(index)
         kept = group.lists["kept"][place]
         return CachedTargets(
             id=group.ids[place].as_py(),

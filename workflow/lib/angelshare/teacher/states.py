@@ -271,11 +271,8 @@ def _groups(rows: Iterable[CachedStates]) -> Iterator[list[CachedStates]]:
         yield group
 
 
-class StateCache:
-    """Rows of one or more part files, in the order of the files (`RowGroups`).
-
-    A row is decoded when it is asked for. Not to be shared between threads.
-    """
+class StateCache(RowGroups):
+    """Rows of one or more part files, each decoded when it is asked for."""
 
     def __init__(self, paths: Sequence[Path], resident_bytes: int | None = None) -> None:
         """Open the parts; ``AngelshareError`` on a foreign file or parts that do not agree."""
@@ -294,23 +291,11 @@ class StateCache:
             vectors=sum(vectors),
             mean_square=tuple(np.average(squares, axis=0, weights=vectors).tolist()),
         )
-        self._rows = RowGroups(files, resident_bytes)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    @property
-    def stays_in_memory(self) -> bool:
-        """Whether all of it is kept once it was read."""
-        return self._rows.stays_in_memory
-
-    def keys(self) -> Iterator[tuple[str, bytes]]:
-        """``id`` and ``tokens_sha256`` of every row, in order; nothing else is read."""
-        return self._rows.keys()
+        super().__init__(files, resident_bytes)
 
     def row(self, index: int) -> CachedStates:
         """Row ``index``; ``IndexError`` outside 0 ≤ index < len."""
-        _, group, place = self._rows.find(index)
+        _, group, place = self.find(index)
         row_id, digest = group.ids[place].as_py(), group.digests[place].as_py()
         targets = group.table["targets"][place].as_py()
         return _row(row_id, digest, targets, group.lists, place, self.info)
