@@ -154,6 +154,7 @@ class Gpu:
         self.model = _string(nvml.nvmlDeviceGetName(handle))
         self.module = any(chip in self.model for chip in ("GH200", "GB200", "GB300"))
         self.calls: dict[str, tuple[Any, tuple[Any, ...], Any]] = {}
+        self.telemetry: list[int | None] = []
         self._prepare()
 
     def _prepare(self) -> None:
@@ -218,16 +219,26 @@ class Gpu:
         """The energy counter in millijoules since the driver was loaded."""
         return self._ask("counter")
 
-    def sample(self) -> list[int | None]:
+    def sample(self, look: bool = True) -> list[int | None]:
         """One row in the order of :data:`COLUMNS`; ``t_ns`` is the middle of the counter's read.
 
         The older power reading is asked for only where the driver has not both of the newer ones.
+        Without ``look`` utilisation (which the driver itself averages over up to a second), memory,
+        temperature and clocks are those of the last look.
         """
         begin = time.monotonic_ns()
         counter = self._ask("counter")
         took = time.monotonic_ns() - begin
         average, instant = self._powers()
         ask = self._ask
+        if look:
+            self.telemetry = [
+                ask("util"),
+                ask("memory", 2),
+                ask("temperature"),
+                ask("sm"),
+                ask("clock"),
+            ]
         return [
             begin + took // 2,
             took,
@@ -235,11 +246,7 @@ class Gpu:
             average,
             instant,
             ask("usage") if average is None or instant is None else None,
-            ask("util"),
-            ask("memory", 2),
-            ask("temperature"),
-            ask("sm"),
-            ask("clock"),
+            *self.telemetry,
             ask("why"),
         ]
 

@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 
 ROLL_STEP_S = 0.02
 ROLL_LIMIT_S = 0.3
-DISCOVER_EVERY_NS = 1_000_000_000
+DISCOVER_EVERY_NS = 900_000_000
+LOOK_EVERY_NS = 1_400_000_000
 SHOW_EVERY_NS = 4_900_000_000
 SYNC_EVERY_NS = 5_000_000_000
 
@@ -81,17 +82,18 @@ class Sampler:
         """Append one line; it is with the kernel when this returns, on disk within seconds."""
         os.write(self.trace, json.dumps(line, separators=(",", ":")).encode() + b"\n")
 
-    def sample(self, *, discover: bool = True) -> list[int | None]:
+    def sample(self, *, look: bool = True, discover: bool = True) -> list[int | None]:
         """Read everything once; returns the GPUs' counters.
 
-        Without ``discover`` the slow looks are left out: for new processes, at the memory in use.
+        Without ``look`` what is slow to read and slow to change is left out (memory, the GPUs'
+        telemetry: the last look's stand in the line), without ``discover`` new processes are.
         """
-        rows = [gpu.sample() for gpu in self.gpus]
-        cpu_s, resident_bytes = self.tree.sample(discover)
+        rows = [gpu.sample(look) for gpu in self.gpus]
+        cpu_s, resident_bytes = self.tree.sample(look, discover)
         busy_s = self.machine.busy_s()
         counters = [zone.read() for zone in self.zones]
         group_s = cgroup_s(self.cgroup) if self.cgroup else None
-        if discover:
+        if look:
             self.used_bytes = self.machine.used_bytes()
         now_ns = time.monotonic_ns()
         # JSON by hand: nothing but numbers and None, and half the cost.
@@ -141,15 +143,17 @@ class Sampler:
         """Sample on an absolute schedule; returns ``close`` or ``parent_died``."""
         pending = b""
         due_ns = time.monotonic_ns()
-        discovered_ns = 0
+        looked_ns = discovered_ns = 0
         while True:
             now_ns = time.monotonic_ns()
             if now_ns >= due_ns:
                 if os.getppid() != self.parent:
                     return "parent_died"
+                look = now_ns - looked_ns >= LOOK_EVERY_NS
+                looked_ns = now_ns if look else looked_ns
                 discover = now_ns - discovered_ns >= DISCOVER_EVERY_NS
                 discovered_ns = now_ns if discover else discovered_ns
-                self.sample(discover=discover)
+                self.sample(look=look, discover=discover)
                 due_ns += self.period_ns * ((now_ns - due_ns) // self.period_ns + 1)
             ready, _, _ = select.select([0], [], [], max(0.0, (due_ns - time.monotonic_ns()) / 1e9))
             if not ready:
