@@ -6,6 +6,7 @@ Scripts unpack Snakemake's object into plain values and come here; the library n
 
 from __future__ import annotations
 
+import logging
 import os
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
@@ -222,6 +223,19 @@ class JobContext:
             )
 
 
+def _prepare_libraries(threads: int) -> None:
+    """Threads as given, and no word of what concerns no user of ours.
+
+    transformers imports torchao wherever it is installed; on import that warns of its kernels for
+    other devices, and makes torch warn of it.
+    """
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
 @contextmanager
 def job(
     *,
@@ -248,9 +262,7 @@ def job(
     Raises:
         SystemExit: with status 1 after an `AngelshareError`, whose text was printed.
     """
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    _prepare_libraries(threads)
     report = Reporter(" ".join([rule, *(wildcards or {}).values()]), Path(log))
     try:
         checked = load_config(config)
