@@ -154,6 +154,18 @@ def test_verify_names_what_is_damaged_and_repair_takes_it_away(tmp_path, keys):
     assert "Took away 2 files" in run("verify", "--repair", "--store", "store", cwd=tmp_path)
 
 
+def test_a_damaged_artifact_does_not_hide_the_others_from_the_list(tmp_path, keys):
+    manifest = ArtifactStore(tmp_path / "store").artifact("corpus", keys[0]).manifest_path
+    manifest.chmod(0o644)
+    manifest.write_text('{"schema": ')
+    printed = run("ls", "--store", "store", cwd=tmp_path, status=1)
+    lines = {key: line for line in printed.splitlines() for key in keys if key in line}
+    assert "damaged" in lines[keys[0]]
+    assert "damaged" not in lines[keys[1]]
+    assert "manifest.json is damaged" in printed
+    assert "verify --repair" in printed
+
+
 def test_garbage_is_only_named_until_it_is_asked_for(tmp_path, keys):
     run("pin", keys[0], "--reason", "published", "--store", "store", cwd=tmp_path)
     printed = run("gc", "--grace-days", 0, "--store", "store", cwd=tmp_path)

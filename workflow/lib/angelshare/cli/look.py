@@ -33,32 +33,42 @@ from angelshare.store.verify import leftovers
 
 @app.command("ls")
 def list_command(store: StoreOption = None, config: ConfigOption = CONFIG) -> None:
-    """List the artifacts of a store with size, joules, consumers and last use."""
-    from angelshare.store.gc import last_use_s
+    """List the artifacts of a store with size, joules, consumers and last use.
 
+    A damaged one is listed as such, and makes the command fail at its end.
+    """
     opened = open_store(store, config)
     contents = Contents(opened)
     table = Table(
         "kind", "key", "parts", "rows", "size", "joules", "consumers", "last use", "note", box=None
     )
+    damaged = []
     for artifact in opened.artifacts():
-        manifest = sealed(artifact)
-        used = datetime.fromtimestamp(last_use_s(artifact), UTC)
-        table.add_row(
-            artifact.kind,
-            artifact.key,
-            str(len(manifest.parts)) if manifest else "unsealed",
-            f"{manifest.rows:,}" if manifest else "",
-            size(manifest.bytes) if manifest else "",
-            _joules(artifact),
-            str(len(artifact.consumers())),
-            f"{used:%Y-%m-%d}",
-            "; ".join(_notes(manifest, contents)) if manifest else "",
-        )
+        try:
+            table.add_row(artifact.kind, artifact.key, *_listed(artifact, contents))
+        except AngelshareError as error:
+            damaged.append(str(error))
+            table.add_row(artifact.kind, artifact.key, "damaged")
     out.print(table)
     rest = leftovers(opened)
     if rest:
         out.print(f"{len(rest)} temporary files of killed jobs lie under {opened.root}.")
+    if damaged:
+        raise AngelshareError("\n".join(damaged))
+
+
+def _listed(artifact: Artifact, contents: Contents) -> Iterator[str]:
+    """What the list says of an artifact behind its kind and key."""
+    from angelshare.store.gc import last_use_s
+
+    manifest = sealed(artifact)
+    yield str(len(manifest.parts)) if manifest else "unsealed"
+    yield f"{manifest.rows:,}" if manifest else ""
+    yield size(manifest.bytes) if manifest else ""
+    yield _joules(artifact)
+    yield str(len(artifact.consumers()))
+    yield f"{datetime.fromtimestamp(last_use_s(artifact), UTC):%Y-%m-%d}"
+    yield "; ".join(_notes(manifest, contents)) if manifest else ""
 
 
 def _joules(artifact: Artifact) -> str:
