@@ -21,7 +21,7 @@ frontiers: $(VENV)/.ready
 	@angelshare findings
 
 test: $(VENV)/.ready lint
-	@OMP_NUM_THREADS=1 pytest -n 2 --dist loadgroup
+	@OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Skips, and says why, where no cluster can be brought up.
 test-slurm: $(VENV)/.ready
