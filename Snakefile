@@ -32,6 +32,14 @@ onstart:
     watch_study()
 
 
+onsuccess:
+    look_at_last()
+
+
+onerror:
+    look_at_last()
+
+
 # Everything: the report, its figures, and every shared artifact of the study sealed in the store.
 rule all_frontiers:
     default_target: True

@@ -363,15 +363,24 @@ def begin() -> None:
         raise WorkflowError(str(error))
 
 
+WATCHES = []
+
+
 def watch_study() -> None:
     """Lines on the whole study beside Snakemake's own, and a page, for as long as this runs."""
     from angelshare.progress.study import Reader
     from angelshare.progress.watch import Watch
 
     page = Path(CONFIG.results, "status.html")
-    Watch(
-        Reader(CONFIG, STUDY, ARTIFACTS), Path.cwd(), page, not workflow.local_exec
-    ).start()
+    reader = Reader(CONFIG, STUDY, ARTIFACTS)
+    WATCHES.append(Watch(reader, Path(), page, not workflow.local_exec))
+    WATCHES[0].start()
+
+
+def look_at_last() -> None:
+    """What happened since the watch last looked."""
+    for watch in WATCHES:
+        watch.look(last=True)
 
 
 def planned_jobs() -> list:

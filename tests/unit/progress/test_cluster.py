@@ -56,6 +56,7 @@ def test_jobs_of_this_folder_alone_with_cause_and_log(folder):
     failed, running, preempted = cluster_jobs(folder, [])
     assert (failed.number, failed.cause, failed.log) == ("12", "out of memory", log)
     assert "hardware.memory_mb" in str(failed)
+    assert "log says why" not in str(failed)
     assert not failed.stuck
     assert (running.cause, running.stuck) == (None, False)
     assert preempted.stuck
@@ -78,6 +79,10 @@ def test_what_slurm_has_forgotten_is_asked_of_its_accounting(folder):
         ("FAILED", "slurmstepd: error: Exceeded job memory limit", "out of memory"),
         ("FAILED", "torch.OutOfMemoryError: CUDA out of memory.", "out of memory"),
         ("FAILED", "ValueError", "failed"),
+        ("FAILED", "[train_student kd] error: no row is left\nWorkflowError:\n", "no row is left"),
+        ("FAILED", "2026-01-01T00:00:00Z error: no row is left", "no row is left"),
+        ("FAILED", "ValueError: first\n\nKeyError: 'x'\nRuleException:\n", "KeyError: 'x'"),
+        ("FAILED", "srun: error: n1: task 0: Exited with exit code 1", "failed"),
         ("COMPLETED", "", None),
         ("RUNNING", "oom_kill", None),
     ],
@@ -108,9 +113,22 @@ def test_a_preempted_attempt_says_so_where_the_log_says_cancelled(tmp_path):
     assert likely_cause("FAILED", log, None) == "cancelled"
 
 
-def test_every_cause_has_a_way_out():
+def test_every_cause_has_a_way_out(folder):
     causes = {*cluster._CAUSES.values(), *(cause for _, cause in cluster._TRACES), "failed"}
-    assert causes <= set(cluster.WAYS_OUT)
+    assert {*causes, cluster.KILLED} == set(cluster.WAYS_OUT)
+    log = folder / "logs/slurm/rule_account/12.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("KeyError: 'run'\n")
+    slurm_says(folder, f"12|FAILED|rule_account|{folder}")
+    job = cluster_jobs(folder, [])[0]
+    assert "likely cause: KeyError: 'run'; log" in str(job)
+    assert str(job).endswith("Its log says why; start the workflow again when that is mended.")
+
+
+def test_a_long_error_is_shortened(tmp_path):
+    log = tmp_path / "7.log"
+    log.write_text(f"ValueError: {'x' * 1000}")
+    assert len(likely_cause("FAILED", log, None)) == cluster.ERROR_LENGTH + 3
 
 
 def test_without_slurm_nothing_is_known(tmp_path, monkeypatch):

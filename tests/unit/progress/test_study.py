@@ -3,6 +3,7 @@
 import json
 import threading
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 import yaml
@@ -29,7 +30,7 @@ def reader(tmp_path, monkeypatch):
     return Reader(config, plan_study(config), config.store.open())
 
 
-def record(folder, rule, wildcards, status="ok", joules=100.0, name="a", seconds=30.0):
+def record(folder, rule, wildcards, status="ok", joules=100.0, name="a", seconds=30.0, after=0):
     """An attempt's record as the meter leaves it, with what progress reads."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"2026-{name}.json"
@@ -39,7 +40,9 @@ def record(folder, rule, wildcards, status="ok", joules=100.0, name="a", seconds
             "exit_code": None, "signal": None,
         },
         "run": {**run_of("", None).model_dump(mode="json"), "slurm": {"job_id": "7"}},
-        "time": {"start_utc": STARTED.isoformat(), "duration_s": seconds},
+        "time": {
+            "start_utc": (STARTED + timedelta(seconds=after)).isoformat(), "duration_s": seconds,
+        },
         "total": {"energy_j": {"value": joules}},
     }  # fmt: skip
     path.write_text(json.dumps(values))
@@ -101,6 +104,56 @@ def test_the_watch_says_each_failure_once_with_log_and_record(reader, tmp_path):
     assert str(new.relative_to(tmp_path)) in line
     assert str(old) not in line
     assert "1 failed" in (tmp_path / "results/status.html").read_text()
+
+
+@pytest.fixture
+def on_slurm(reader, tmp_path, monkeypatch):
+    """A watch on a cluster, the jobs that its Slurm tells of, and what it has said."""
+    jobs, said = [], []
+    monkeypatch.setattr("angelshare.progress.watch.cluster_jobs", lambda *_: list(jobs))
+    return Watch(reader, tmp_path, tmp_path / "results/status.html", True, said.append), jobs, said
+
+
+def slurm_job(number="7", **changes):
+    values = {"state": "FAILED", "rule": "account", "waited_for": True, "log": None, "record": None}
+    return SlurmJob(number=number, **{**values, "cause": "out of memory", **changes})
+
+
+def test_a_job_that_slurm_ran_again_was_sent_back_whatever_became_of_it(on_slurm, reader, tmp_path):
+    watch, jobs, said = on_slurm
+    run = next(iter(reader.study.runs))
+    folder = tmp_path / "results/students" / run / "energy.attempts"
+    first = record(folder, "train_student", {"run": run}, "killed")
+    second = record(folder, "train_student", {"run": run}, "failed", name="b", after=30)
+    jobs.append(slurm_job(record=second))
+    watch.look()
+    lost, failed = (text for text in said if "likely cause" in text)
+    assert "likely cause: Slurm sent it back into the queue" in lost
+    assert lost.endswith(str(first.relative_to(tmp_path)))
+    assert "likely cause: out of memory" in failed
+
+
+def test_the_last_look_waits_for_no_word_of_slurm(on_slurm, reader, tmp_path):
+    watch, jobs, said = on_slurm
+    jobs.append(slurm_job(state="COMPLETING", cause=None))
+    run = next(iter(reader.study.runs))
+    folder = tmp_path / "results/students" / run / "energy.attempts"
+    record(folder, "train_student", {"run": run}, "failed")
+    make(tmp_path / f"logs/train_student/{run}.log", "2026-01-01T00:00:00Z error: no row is left\n")
+    watch.look()
+    assert not any("likely cause" in text for text in said)
+    watch.look(last=True)
+    (line,) = (text for text in said if "likely cause" in text)
+    assert "likely cause: no row is left" in line
+
+
+def test_a_failed_slurm_job_without_a_record_is_named_once(on_slurm):
+    watch, jobs, said = on_slurm
+    jobs += [slurm_job("8"), slurm_job("9", record=Path("a.json")), slurm_job("10", cause=None)]
+    watch.look()
+    watch.look()
+    (line,) = (text for text in said if "Slurm job" in text)
+    assert line.startswith("Slurm job 8 (account): failed, likely cause: out of memory")
 
 
 def test_a_job_that_snakemake_waits_for_in_vain_is_named_with_the_way_out(reader, tmp_path):

@@ -43,6 +43,13 @@ _TRACES = (
     (r"DUE TO NODE FAILURE|NODE FAILURE", "node failure"),
     (r"CANCELLED AT", "cancelled"),
 )
+KILLED = "killed, which memory, a node or a person may have done"
+_ERROR = re.compile(
+    r"^(?:\[[^]]*\]|\S+Z) error: (.+)$"  # as jobs say it, on the terminal or in their logs
+    r"|^((?:\w+\.)*\w*(?:Error|Exception): .+)$",  # the end of a traceback
+    re.MULTILINE,
+)
+ERROR_LENGTH = 300
 WAYS_OUT = {
     "out of memory": "the next attempt asks for more; or raise hardware.memory_mb",
     "time limit": "the next attempt asks for more time and goes on from the last checkpoint; or "
@@ -50,6 +57,7 @@ WAYS_OUT = {
     "preempted": "Slurm starts it again, and it goes on from the last checkpoint",
     "node failure": "Slurm starts it again on another node",
     "cancelled": "start the workflow again if that was not meant",
+    KILLED: "start the workflow again; what is finished stays",
     "failed": "its log says why; start the workflow again when that is mended",
 }
 
@@ -82,7 +90,7 @@ class SlurmJob:
         """What to do."""
         if self.state == "PREEMPTED":
             return f"`scontrol requeue {self.number}`: Slurm ended it and will not start it again"
-        return WAYS_OUT.get(self.cause or "", "")
+        return WAYS_OUT.get(self.cause, WAYS_OUT["failed"]) if self.cause else ""
 
     def __str__(self) -> str:
         text = f"Slurm job {self.number} ({self.rule}): {self.state.lower().replace('_', ' ')}"
@@ -162,28 +170,33 @@ def awaited(folder: Path) -> set[str]:
 
 
 def likely_cause(state: str, log: Path | None, attempt: Attempt | None) -> str | None:
-    """Why a job ended without success: Slurm's state, else a trace in its log, else its record."""
+    """Why a job ended without success: Slurm's state, a trace in its log, its record, its error."""
     state = state.split()[0]
     if state in ACTIVE or state == "COMPLETED":
         return None
     if attempt is not None and attempt.status == "preempted":
-        return cause_of_attempt(attempt)  # it asked Slurm; the log says no more than "cancelled"
+        return "preempted"  # it asked Slurm; the log says no more than "cancelled"
     if state in _CAUSES:
         return _CAUSES[state]
     tail = _tail(log) if log else ""
     for pattern, cause in _TRACES:
         if re.search(pattern, tail, re.IGNORECASE):
             return cause
-    return cause_of_attempt(attempt) if attempt else "failed"
+    return cause_of_attempt(attempt, log) if attempt else _error(log)
 
 
-def cause_of_attempt(attempt: Attempt) -> str:
-    """Why an attempt ended, as far as its own record tells."""
+def cause_of_attempt(attempt: Attempt, log: Path | None) -> str:
+    """Why an attempt ended, as far as its own record and its log (job's or Slurm's) tell."""
     if attempt.status == "preempted":
         return "preempted"
-    if attempt.status == "killed":
-        return "killed, which memory, a node or a person may have done"
-    return "failed"
+    return KILLED if attempt.status == "killed" else _error(log)
+
+
+def _error(log: Path | None) -> str:
+    """The last error that a log tells of, shortened."""
+    found = list(_ERROR.finditer(_tail(log))) if log else []
+    error = (found[-1][1] or found[-1][2]).strip() if found else "failed"
+    return error if len(error) <= ERROR_LENGTH else f"{error[:ERROR_LENGTH]}..."
 
 
 def sent_back(job: SlurmJob) -> bool:

@@ -40,10 +40,13 @@ class Watch:
     ) -> None:
         self.reader, self.folder, self.page = reader, folder, page
         self.on_slurm, self.say = on_slurm, say
-        self._ended = {attempt.path for attempt in _ended(reader.read())}
+        progress = reader.read()
+        self._ended = {attempt.path for attempt in _ended(progress)}
+        self._failed = {job.number for job in self._jobs(progress) if job.cause}
         self._summary, self._said_s = "", -SAY_EVERY_S
         self._stuck: dict[str, int] = {}
         self._settling: dict[Path, int] = {}
+        self._looking = threading.Lock()
 
     def start(self) -> None:
         """Look again and again until the process ends."""
@@ -63,28 +66,43 @@ class Watch:
             took_s = time.monotonic() - began
             time.sleep(max(LOOK_EVERY_S, SHARE_OF_TIME * took_s))
 
-    def look(self) -> Progress:
-        """One look: news of failures, of jobs that hang, and now and then a summary."""
-        progress = self.reader.read()
-        attempts = [attempt for task in progress.tasks for attempt in task.attempts]
-        jobs = cluster_jobs(self.folder, attempts) if self.on_slurm else []
-        self._failures(progress, {job.number: job for job in jobs})
-        self.hanging(jobs)
-        summary, now_s = progress.summary(), time.monotonic()
-        if summary != self._summary and now_s - self._said_s >= SAY_EVERY_S:
-            self._summary, self._said_s = summary, now_s
-            self.say(summary)
-        write_page(progress, jobs, self.page)
-        return progress
+    def look(self, last: bool = False) -> None:
+        """News of failures, of jobs that hang, and now and then a summary.
 
-    def _failures(self, progress: Progress, jobs: dict[str, SlurmJob]) -> None:
+        The ``last`` look, when Snakemake ends, leaves nothing unsaid.
+        """
+        with self._looking:
+            progress = self.reader.read()
+            jobs = self._jobs(progress)
+            self._failures(progress, {job.number: job for job in jobs}, last)
+            self._failures_without_record(jobs)
+            self.hanging(jobs)
+            summary, now_s = progress.summary(), time.monotonic()
+            if summary != self._summary and (last or now_s - self._said_s >= SAY_EVERY_S):
+                self._summary, self._said_s = summary, now_s
+                self.say(summary)
+            write_page(progress, jobs, self.page)
+
+    def _jobs(self, progress: Progress) -> list[SlurmJob]:
+        attempts = [attempt for task in progress.tasks for attempt in task.attempts]
+        return cluster_jobs(self.folder, attempts) if self.on_slurm else []
+
+    def _failures_without_record(self, jobs: list[SlurmJob]) -> None:
+        """Jobs that ended before their work began, or that belong to no task."""
+        for job in jobs:
+            if job.cause and job.record is None and job.number not in self._failed:
+                self._failed.add(job.number)
+                self.say(str(job))
+
+    def _failures(self, progress: Progress, jobs: dict[str, SlurmJob], last: bool) -> None:
         for task in progress.tasks:
             for attempt in task.attempts:
                 if attempt.status in ("running", "ok") or attempt.path in self._ended:
                     continue
                 job = jobs.get(attempt.slurm_job or "")
-                looks = self._settling.get(attempt.path, 0)
-                if job is not None and job.cause is None and looks < SETTLING_LOOKS:
+                looks = SETTLING_LOOKS if last else self._settling.get(attempt.path, 0)
+                unsaid = job is not None and job.cause is None and not ran_again(task, attempt)
+                if unsaid and looks < SETTLING_LOOKS:
                     # The process is gone, Slurm has not said yet why.
                     self._settling[attempt.path] = looks + 1
                     continue
@@ -110,16 +128,28 @@ class Watch:
 
 def failure(task: Task, attempt: Attempt, job: SlurmJob | None) -> str:
     """A failed attempt in one line: what, likely why, and where to look."""
-    cause = (job.cause if job else None) or cause_of_attempt(attempt)
     if attempt.status == "preempted":
-        cause = cause_of_attempt(attempt)
-    elif job is not None and job.cause is None and sent_back(job):
+        cause = "preempted"
+    elif ran_again(task, attempt) or (job and job.cause is None and sent_back(job)):
         cause = "Slurm sent it back into the queue (preemption, a node failure, or by hand)"
+    elif job is not None and job.cause:
+        cause = job.cause
+    else:
+        # The log is that of the last attempt.
+        cause = cause_of_attempt(attempt, task.log if attempt is task.attempts[-1] else None)
     where = f" (Slurm job {attempt.slurm_job} on {attempt.host})" if attempt.slurm_job else ""
     logs = [task.log, *([job.log] if job and job.log else [])]
     return (
         f"{task.name} {attempt.status}{where}, likely cause: {cause}; log "
         f"{' and '.join(map(str, logs))}; record {attempt.path}"
+    )
+
+
+def ran_again(task: Task, attempt: Attempt) -> bool:
+    """Whether Slurm has started the job of an attempt anew, under the same number."""
+    number, started = attempt.slurm_job, attempt.started
+    return number is not None and any(
+        later.slurm_job == number and later.started > started for later in task.attempts
     )
 
 
