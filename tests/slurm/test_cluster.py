@@ -12,6 +12,14 @@ import pytest
 from tests.slurm.conftest import Cluster, Study, wait_for
 
 pytestmark = pytest.mark.slurm
+CAUSES = (
+    "RuntimeError: a fault of the test",
+    "out of memory",
+    "time limit",
+    "cancelled",
+    "Slurm sent it back into the queue",
+)
+"""What Snakemake's terminal says of the failures that come before a node's."""
 
 
 def manifests(study: Study) -> dict[str, bytes]:
@@ -90,9 +98,9 @@ def test_every_fault_ends_in_the_same_tables(
     )
     study.fault("fail", "prepare_dataset")
     study.fault("eat", "demo_teacher", "2500")
-    study.fault("slow", "train_student", "1.5")
+    study.fault("slow", "train_student", "2")
     study.fault("slow", "generate_corpus", "3")
-    study.fault("slow", "capture_logits", "30")
+    study.fault("slow", "capture_logits", "180")
     workflow = study.start(cluster)
 
     # scancel of one part in mid-work, scontrol requeue of the other.
@@ -101,6 +109,9 @@ def test_every_fault_ends_in_the_same_tables(
         job = cluster.running("generate_corpus", f"_{part:05d}")
         assert job, "the part is still being worked on"
         cluster.slurm(*command, job.number)
+    # The first student, which waits for no teacher, has longer work than time.
+    causes = [f"likely cause: {cause}" for cause in CAUSES]
+    wait_for(lambda: all(cause in study.text() for cause in causes), "word of every failure")
     # The controller restarts; a node dies under the capture.
     job = wait_for(lambda: cluster.running("capture_logits"), "the capture")
     wait_for(lambda: study.of_rule("capture_logits"), "the capture's record")
@@ -118,7 +129,7 @@ def test_every_fault_ends_in_the_same_tables(
 
     # Snakemake is killed while students learn; its jobs go on, and are submitted again.
     study.fault("slow", "train_student", "0.5")
-    wait_for(lambda: running_student(study, "kd"), "a student that learns from the capture")
+    wait_for(lambda: "running" in fates(study, "kd"), "a student that learns from the capture")
     study.killed(workflow)
     orphan = cluster.running("train_student")
     assert orphan, "the job outlives its Snakemake"
@@ -134,29 +145,27 @@ def test_every_fault_ends_in_the_same_tables(
     assert "Nothing to be done" in study.text().rpartition("Building DAG")[2]
 
 
-def running_student(study: Study, pipeline: str) -> bool:
+def fates(study: Study, pipeline: str) -> list[str]:
+    """How the attempts at a pipeline's student ended so far."""
     found = study.records(f"results/students/{pipeline}-*/energy.attempts/*.json")
-    return any(record["record"]["status"] == "running" for record in found)
+    return [record["record"]["status"] for record in found]
 
 
 def assert_each_fault_is_on_record(study: Study) -> None:
-    fates = {
+    ended = {
         rule: [record["record"]["status"] for record in study.of_rule(rule)]
         for rule in ("prepare_dataset", "demo_teacher", "generate_corpus", "capture_logits")
     }
-    assert fates["prepare_dataset"] == ["failed", "ok"]
-    assert fates["demo_teacher"] == ["killed", "ok"]  # out of memory
+    assert ended["prepare_dataset"] == ["failed", "ok"]
+    assert ended["demo_teacher"] == ["killed", "ok"]  # out of memory
     # The node that died under the capture may have had another job, too.
     for rule, parts in (("capture_logits", 1), ("generate_corpus", 2)):
-        assert fates[rule].count("ok") == parts
-        assert fates[rule].count("killed") >= parts
+        assert ended[rule].count("ok") == parts
+        assert ended[rule].count("killed") >= parts
     stopped = study.records("results/students/sft-*/energy.attempts/*.json")
     assert {record["record"]["status"] for record in stopped} == {"killed", "ok"}  # time limit
     lost = [r for r in (*study.of_rule("demo_teacher"), *stopped) if r["record"]["status"] != "ok"]
     assert all(record["total"]["energy_j"]["value"] > 0 for record in lost)
-    printed = study.text()
-    for word in ("likely cause: out of memory", "likely cause: time limit"):
-        assert word in printed
 
 
 def tokens(record: dict, kind: str) -> int:
@@ -170,6 +179,8 @@ def assert_nothing_was_made_twice(study: Study) -> None:
     # A node that dies takes the steps since the last checkpoint with it; there is one in 20.
     for run in study.folder.glob("results/students/*"):
         records = study.records(f"results/students/{run.name}/energy.attempts/*.json")
-        assert sum((record.get("work") or {}).get("steps", 0) for record in records) <= 60 + 20
+        killed = sum(record["record"]["status"] == "killed" for record in records)
+        steps = sum((record.get("work") or {}).get("steps", 0) for record in records)
+        assert 60 <= steps <= 60 + 20 * killed
     orphaned = study.records("results/students/kd-*/energy.attempts/*.json")
     assert len(orphaned) >= 2
