@@ -89,22 +89,18 @@ def distilling(make: Make, tmp_path: Path) -> Callable[[str], TrainRequest]:
 def test_two_processes_two_nodes_and_a_resumed_run_train_what_one_does(
     make_request: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Each launch starts interpreters that import torch and transformers, so there are two: of two
+    processes on a node, which are stopped, and on two nodes, which go on from there."""
     make = distilling(make_request, tmp_path)
-    alone, together, resumed, here = (make(name) for name in ("one", "two", "nodes", "again"))
+    alone, several, resumed = (make(name) for name in ("one", "several", "again"))
     counted, shared, said = Tally(), Tally(), []
     one = train_on(1, 1, alone, lambda *_: None, counted)
-    two = train_on(1, 2, together, lambda *line: said.append(line), shared)
-    close(one, two)
-    close_weights(alone, together)
-    assert shared.totals == counted.totals
-    assert said[-1][:2] == (5, 5)
-    assert not list(together.checkpoints.parent.glob("*.processes"))
-
     with pytest.raises(Interrupted, match="stopped at step 1 of 5, with a checkpoint"):
-        train_on(1, 2, resumed, lambda *_: None, Tally(), lambda: True)
-    shutil.copytree(resumed.checkpoints, here.checkpoints)
-    close(one, train_on(1, 1, here, lambda *_: None, Tally()))
-    close_weights(alone, here)
+        train_on(1, 2, several, lambda *_: None, shared, lambda: True)
+    assert shared.totals["steps"] == 1
+    shutil.copytree(several.checkpoints, resumed.checkpoints)
+    close(one, train_on(1, 1, resumed, lambda *_: None, Tally()))
+    close_weights(alone, resumed)
 
     srun = tmp_path / "bin" / "srun"
     srun.parent.mkdir()
@@ -121,8 +117,11 @@ def test_two_processes_two_nodes_and_a_resumed_run_train_what_one_does(
         gpus=0,
     )
     with window(job, EnergySettings(gpu="none", cpu="estimate", cpu_tdp_w=100.0)):
-        close(one, train_on(2, 1, resumed, lambda *_: None, Tally()))
-    close_weights(alone, resumed)
+        close(one, train_on(2, 1, several, lambda *line: said.append(line), shared))
+    close_weights(alone, several)
+    assert shared.totals == counted.totals
+    assert said[-1][:2] == (5, 5)
+    assert not list(several.checkpoints.parent.glob("*.processes"))
     record = json.loads(job.sidecar.read_text())
     assert [rank.get("rank") for rank in record["ranks"]] == [None, 0, 1]
     assert {rank["status"] for rank in record["ranks"]} == {"ok"}
