@@ -1,11 +1,13 @@
 """What runs again, and what never does."""
 
+import base64
 import json
 import os
 import random
 import re
 import shutil
 import time
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -131,6 +133,26 @@ def test_a_part_without_a_receipt_is_made_again_alone(checkout):
     (path,) = checkout.folder.glob("artifacts/logits/*/parts/00000.json")
     path.unlink()
     assert checkout.planned("all_frontiers") == {"all_frontiers": 1, "capture_logits": 1}
+
+
+@pytest.mark.parametrize("profile", ["local", "slurm", None])
+def test_a_part_that_was_finished_after_its_snakemake_was_killed_is_taken(tmp_path, profile):
+    checkout = Checkout.fresh(tmp_path / "checkout")
+    jobs = checkout.planned("all_frontiers", profile=profile)
+    study = plan_study(load_config(checkout.config))
+    (dataset,) = study.datasets.values()
+    parts = Path("artifacts/dataset", dataset.key, "parts")
+    (checkout.folder / parts).mkdir(parents=True)
+    for name in ("00000.json", "00000.energy.json"):
+        (checkout.folder / parts / name).write_text("{}")
+        # As Snakemake marks what it has started and not seen end.
+        marker = base64.urlsafe_b64encode(str(parts / name).encode()).decode()
+        (checkout.folder / ".snakemake/incomplete").mkdir(exist_ok=True)
+        (checkout.folder / ".snakemake/incomplete" / marker).write_text("{}")
+    bare = ("--workflow-profile", "none", "--cores", "1", "-n")
+    assert "IncompleteFilesException" in checkout.run("snakemake", *bare, check=False)
+    assert jobs.pop("prepare_dataset") == 1
+    assert checkout.planned("all_frontiers", profile=profile) == jobs
 
 
 def test_a_lost_manifest_upstream_is_sealed_again_alone(checkout):

@@ -170,6 +170,20 @@ def test_a_job_that_snakemake_waits_for_in_vain_is_named_with_the_way_out(reader
     assert "interrupt Snakemake (Ctrl-C) and start it again" in line
 
 
+def test_a_job_that_slurm_preempted_and_ended_goes_back_into_the_queue_once(on_slurm, monkeypatch):
+    watch, jobs, said = on_slurm
+    asked = []
+    monkeypatch.setattr(
+        "angelshare.progress.watch.requeue", lambda number: asked.append(number) or 1
+    )
+    jobs.append(slurm_job(state="PREEMPTED", cause="preempted"))
+    watch.look()
+    watch.look()
+    assert asked == ["7"]
+    (line,) = (text for text in said if "Slurm job" in text)
+    assert line == "Slurm job 7 (account) was preempted: put back into the queue"
+
+
 def test_a_watch_that_cannot_look_says_so_once_and_looks_again(reader, tmp_path, monkeypatch):
     monkeypatch.setattr("angelshare.progress.watch.LOOK_EVERY_S", 0.01)
     said, looks, enough = [], [], threading.Event()

@@ -90,7 +90,8 @@ class Watch:
     def _failures_without_record(self, jobs: list[SlurmJob]) -> None:
         """Jobs that ended before their work began, or that belong to no task."""
         for job in jobs:
-            if job.cause and job.record is None and job.number not in self._failed:
+            unsaid = job.record is None and job.number not in self._failed
+            if unsaid and job.cause and job.state != "PREEMPTED":
                 self._failed.add(job.number)
                 self.say(str(job))
 
