@@ -14,6 +14,7 @@ TABLES = [
     "summary",
     "break_even",
     "frontier",
+    "dominance",
     "predictions",
     "efficiency",
     "sensitivity",

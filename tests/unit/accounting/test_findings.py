@@ -37,6 +37,8 @@ def test_findings_of_the_paper(paper: Path, tmp_path: Path) -> None:
     assert "only while the teacher is not counted: KD 1B, KD 7B, synthetic SFT 7B." in every
     assert "back on it: KD 1B." in every
     assert "On the frontier once the teacher is counted, and not before: SFT 1B." in every
+    assert "KD 13B wastes 15.7 kWh a run beside SFT 7B, which is no worse; " in every
+    assert "Dominated under every view: KD 13B, synthetic SFT 13B." in every
     assert "Student 13B: student only synthetic SFT 13B costs least" in every
     assert "9 of 9 settings have fewer than 3 runs" in every
     assert texts["stages"].startswith("Most energy goes into student training: 160 kWh")
@@ -59,7 +61,10 @@ def test_waste_and_missing_meters_are_said(demo_tables: Tables) -> None:
     assert "2 attempts failed or stopped early and cost 190 J" in every
     assert "None of the energy was measured" in every
     assert "Missing from some totals: dram." in every
-    assert "SFT large spends" in every
+    assert (
+        "SFT large wastes 561 J a run beside synthetic SFT small, which is no worse (95 %" in every
+    )
+    assert "Dominated under every view: KD large T=2, SFT large." in every
 
 
 def test_a_study_without_distillation_or_scores(tmp_path: Path) -> None:

@@ -94,8 +94,24 @@ def test_row_order_does_not_matter(paper: Path, tmp_path: Path, tables: Tables) 
     shuffled = tmp_path / "stages.csv"
     shuffled.write_text("\n".join([header, *reversed(lines)]))
     other = account_csv(shuffled, paper / "quality.csv", tmp_path / "other")
-    for name in ("artifacts", "shares", "runs", "stages", "summary", "break_even", "frontier"):
+    named = (
+        "artifacts",
+        "shares",
+        "runs",
+        "stages",
+        "summary",
+        "break_even",
+        "frontier",
+        "dominance",
+    )
+    for name in named:
         assert getattr(other, name).equals(getattr(tables, name)), name
+
+
+def test_the_rule_declares_every_table() -> None:
+    rules = Path(__file__).parents[3] / "rules" / "accounting.smk"
+    listed = rules.read_text().partition("TABLES = [")[2].partition("]")[0]
+    assert {name.strip(' \n",') for name in listed.split(",") if name.strip()} == set(TABLE_NAMES)
 
 
 def test_tables_are_read_back(tables: Tables, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import polars as pl
 
 from angelshare.accounting.attempts import WASTED
 from angelshare.accounting.break_even import AT_ONCE, FINITE, NEVER, UNBOUNDED
+from angelshare.accounting.dominance import SURE
 from angelshare.accounting.names import VIEW_NAMES, pretty, stage_name
 from angelshare.accounting.order import ordered_settings, students_by_size
 from angelshare.accounting.summary import FEW
@@ -19,10 +20,8 @@ from angelshare.accounting.tables import Tables
 from angelshare.accounting.uncertainty import VIEWS
 from angelshare.accounting.units import energy, number
 
-SURE = 0.95
-_WASTE_FROM = 0.9
-"""A setting is called dominated in words when it is so in this share of the draws."""
 _MOST_NAMED = 8
+_MOST_WASTING = 4
 _CLOSE = 1.05
 """Energies that differ by less than this factor are called the same."""
 
@@ -239,27 +238,36 @@ def _dominant(tables: Tables) -> list[tuple[str, str]]:
 
 
 def _dominated(tables: Tables) -> list[tuple[str, str]]:
-    """Settings that waste energy under the amortised view, surest and largest first."""
-    sure_enough = pl.col("dominated_probability").fill_null(1.0) >= _WASTE_FROM
-    beaten = tables.frontier.filter(
-        (pl.col("view") == "amortized") & pl.col("dominated_by").is_not_null() & sure_enough
+    """Settings that waste energy: by whom, how surely and how much when amortised, largest first;
+    and which of them do so under every view."""
+    beaten = tables.frontier.filter(pl.col("sure_dominator").is_not_null())
+    amortized = beaten.filter(pl.col("view") == "amortized").sort(
+        "wasted_j", "setting", descending=[True, False]
     )
-    energies = dict(
-        tables.frontier.filter(pl.col("view") == "amortized").select("setting", "energy_j").rows()
+    found = []
+    if amortized.height:
+        texts = [waste_text(row) for row in amortized.head(_MOST_WASTING).rows(named=True)]
+        rest = amortized.height - len(texts)
+        more = f"; and {_many(rest, 'setting')} more" if rest > 0 else ""
+        found.append(f"Dominated when amortised: {'; '.join(texts)}{more}.")
+    views = dict(beaten.group_by("setting").agg(pl.col("view").n_unique()).rows())
+    if always := sorted(setting for setting, count in views.items() if count == len(VIEWS)):
+        found.append(f"Dominated under every view: {_names(always)}.")
+    return [("waste", text) for text in found]
+
+
+def waste_text(row: dict[str, Any]) -> str:
+    """A row of `frontier` that has a sure dominator, in words."""
+    known = []
+    if row["wasted_low_j"] is not None:
+        known.append(f"95 % {energy(row['wasted_low_j'])} to {energy(row['wasted_high_j'])}")
+    if row["sure_probability"] is not None:
+        known.append(f"{chance(row['sure_probability'])} sure")
+    how_sure = f" ({'; '.join(known)})" if known else ""
+    return (
+        f"{pretty(row['setting'])} wastes {energy(row['wasted_j'])} a run beside "
+        f"{pretty(row['sure_dominator'])}, which is no worse{how_sure}"
     )
-    rows = [
-        (row["energy_j"] - energies[row["dominated_by"]], row) for row in beaten.rows(named=True)
-    ]
-    texts = []
-    for more_j, row in sorted(rows, key=lambda pair: -pair[0])[:4]:
-        sure = row["dominated_probability"]
-        how_sure = "" if sure is None else f" ({chance(sure)} sure)"
-        texts.append(
-            f"{pretty(row['setting'])} spends {energy(more_j)} a run more than "
-            f"{pretty(row['dominated_by'])} "
-            f"for no better quality{how_sure}"
-        )
-    return [("waste", f"Dominated when amortised: {'; '.join(texts)}.")] if texts else []
 
 
 def _largest_stage(tables: Tables) -> list[tuple[str, str]]:

@@ -16,6 +16,8 @@ from angelshare.accounting.bills import (
 )
 from angelshare.accounting.break_even import break_even_table
 from angelshare.accounting.consolidated import load_consolidated
+from angelshare.accounting.dominance import dominance_table, sure_dominators
+from angelshare.accounting.draws import Draws
 from angelshare.accounting.efficiency import efficiency_table
 from angelshare.accounting.frontier import frontier_table
 from angelshare.accounting.points import lent, lent_shares
@@ -41,9 +43,9 @@ FEW_DRAWS = 200
 @dataclass(frozen=True, slots=True)
 class Tables:
     """The tables of `contracts/tables.md`, and beside them `components` (one row per device of an
-    attempt), `stages` (run, view and stage), `predictions` (job that a plan predicted),
-    `efficiency` (pipeline), `sensitivity` (shift of a boundary and conclusion) and `traces` (point
-    of a power trace)."""
+    attempt), `stages` (run, view and stage), `dominance` (view and pair of settings), `predictions`
+    (job that a plan predicted), `efficiency` (pipeline), `sensitivity` (shift of a boundary and
+    conclusion) and `traces` (point of a power trace)."""
 
     attempts: pl.DataFrame
     components: pl.DataFrame
@@ -54,6 +56,7 @@ class Tables:
     summary: pl.DataFrame
     break_even: pl.DataFrame
     frontier: pl.DataFrame
+    dominance: pl.DataFrame
     predictions: pl.DataFrame
     efficiency: pl.DataFrame
     sensitivity: pl.DataFrame
@@ -72,9 +75,10 @@ def make_tables(
     shares = share_table(study, bills, settings)
     carried, parts = lent(study, attempts), lent(study, components)
     exposed = exposures(study, carried, parts, bills, settings)
-    made = _concluded(study, carried, exposed, settings)
+    made, draws = _concluded(study, carried, exposed, settings)
     few = settings.model_copy(update={"draws": FEW_DRAWS})
     runs, summary = made["runs"], made["summary"]
+    pairs = dominance_table(draws)
     ledger, bounds = artifact_table(study, bills, shares), exposed.artifacts
     return Tables(
         attempts=attempts,
@@ -85,14 +89,15 @@ def make_tables(
         stages=stage_table(study, carried, lent_shares(study, shares), settings),
         summary=summary,
         break_even=made["break_even"],
-        frontier=made["frontier"],
+        frontier=sure_dominators(made["frontier"], pairs, draws),
+        dominance=pairs,
         predictions=prediction_table(study, attempts),
         efficiency=efficiency_table(runs),
         sensitivity=sensitivity_table(
             carried,
             lent_shares(study, shares),
             made,
-            lambda moved: _concluded(study, moved, exposed, few),
+            lambda moved: _concluded(study, moved, exposed, few)[0],
         ),
         traces=pl.DataFrame(schema=TRACE_SCHEMA),
     )
@@ -100,18 +105,20 @@ def make_tables(
 
 def _concluded(
     study: Study, attempts: pl.DataFrame, exposed: Exposures, settings: AccountingSettings
-) -> dict[str, pl.DataFrame]:
-    """The frames that conclusions are drawn from."""
+) -> tuple[dict[str, pl.DataFrame], Draws]:
+    """The frames that conclusions are drawn from, and the draws behind the frontier."""
     bills = artifact_bills(study, attempts, settings)
     shares = share_table(study, bills, settings)
     runs = run_table(study, attempts, bills, lent_shares(study, shares), exposed, settings)
     summary = summary_table(runs, exposed, hyperparameter_names(study), benchmark_names(study))
-    return {
+    draws = Draws.of(runs, summary, exposed, settings)
+    frames = {
         "runs": runs,
         "summary": summary,
         "break_even": break_even_table(study, runs, shares, exposed, settings),
-        "frontier": frontier_table(runs, summary, exposed, settings),
+        "frontier": frontier_table(draws),
     }
+    return frames, draws
 
 
 def _in_order(study: Study) -> Study:
