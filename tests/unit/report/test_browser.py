@@ -12,7 +12,10 @@ import polars as pl
 import pytest
 from chromium import PROGRAM, Browser, browser
 
+from angelshare.accounting.dominance import SURE
+from angelshare.accounting.names import pretty
 from angelshare.accounting.tables import TABLE_NAMES, Tables
+from angelshare.accounting.uncertainty import VIEWS
 from angelshare.report.html import render
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="needs Chromium")
@@ -68,14 +71,27 @@ def test_it_prints(page: Browser) -> None:
     assert page.run("document.querySelectorAll('.js-plotly-plot').length") == 4
 
 
+def test_the_matrix_of_another_view_is_chosen(page: Browser, demo_tables: Tables) -> None:
+    shown = """[...document.querySelectorAll('figure.matrix')]
+        .filter((f) => f.getBoundingClientRect().height > 0).map((f) => f.id).join()"""
+    assert page.run(shown) == "matrix-amortized"
+    page.run("document.querySelector('input[name=matrix-view][value=one_off]').click()")
+    assert page.run(shown) == "matrix-one_off"
+    told = page.run("document.querySelector('#matrix-one_off td.shade5').title")
+    sure = demo_tables.dominance.filter(pl.col("probability") >= SURE, view="one_off")
+    pairs = sure.select("setting", "dominated").rows()
+    assert told.split(":")[0] in {f"{pretty(a)} dominates {pretty(b)}" for a, b in pairs}
+    page.run("document.querySelector('input[name=matrix-view][value=amortized]').click()")
+
+
 def test_the_keyboard_reaches_the_controls(page: Browser) -> None:
     reached = set()
     page.run("document.activeElement.blur()")
-    for _ in range(60):
+    for _ in range(90):
         for kind in ("keyDown", "keyUp"):
             page.call("Input.dispatchKeyEvent", type=kind, key="Tab", windowsVirtualKeyCode=9)
         reached.add(page.run("document.activeElement.name || document.activeElement.id"))
-    assert {"view", "what-if-n", "metric", "log-energy"} <= reached
+    assert {"view", "what-if-n", "metric", "log-energy", "matrix-view"} <= reached
 
 
 def test_power_traces_are_drawn(page: Browser) -> None:
@@ -87,14 +103,19 @@ def test_power_traces_are_drawn(page: Browser) -> None:
 
 def test_text_has_contrast(page: Browser) -> None:
     """WCAG AA: 4.5 to 1 for every text of the page's own on its background."""
+    page.run("document.querySelectorAll('details').forEach((list) => { list.open = true; })")
     worst = page.run(
         """(() => {
           const light = (c) => { const v = c.match(/[\\d.]+/g).slice(0, 3).map((x) => x / 255)
             .map((x) => x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4);
             return 0.2126 * v[0] + 0.7152 * v[1] + 0.0722 * v[2]; };
+          const ground = (e) => { for (; e; e = e.parentElement) {
+            const color = getComputedStyle(e).backgroundColor;
+            if (!/, 0\\)$/.test(color)) return light(color); } return 1; };
           const texts = [...document.querySelectorAll('main *, header *')]
             .filter((e) => !e.closest('svg, script, style') && e.textContent.trim());
-          return Math.min(...texts.map((e) => 1.05 / (light(getComputedStyle(e).color) + 0.05)));
+          return Math.min(...texts.map((e) =>
+            (ground(e) + 0.05) / (light(getComputedStyle(e).color) + 0.05)));
         })()"""
     )
     assert worst >= 4.5
@@ -122,12 +143,28 @@ def test_a_thousand_runs_are_quick(demo_tables: Tables, tmp_path: Path) -> None:
         ]
     )
     many = pl.concat([demo_tables.summary, many])
+    views = pl.DataFrame({"view": VIEWS})
+    settings = many.select("setting").join(views, how="cross")
+    place = demo_tables.frontier.head(1).drop("setting", "view")
+    frontier = settings.join(place, how="cross").select(demo_tables.frontier.columns)
+    pair = demo_tables.dominance.head(1).drop("setting", "dominated", "view")
+    beaten = many.head(300).select(dominated="setting")
+    pairs = settings.head(900).join(beaten, how="cross").join(pair, how="cross")
+    tables = replace(
+        demo_tables,
+        summary=many,
+        frontier=frontier,
+        dominance=pairs.select(demo_tables.dominance.columns),
+    )
     path = tmp_path / "report.html"
-    path.write_text(render(replace(demo_tables, summary=many), title="many", facts={}))
+    page = render(tables, title="many", facts={})
+    assert "dominance.parquet, beside this report" in page
+    path.write_text(page)
     with browser(tmp_path / "profile") as opened:
         opened.call("Page.navigate", url=path.as_uri())
         opened.until("document.querySelectorAll('.js-plotly-plot').length >= 3")
         assert opened.run("document.querySelectorAll('#summary-table tbody tr').length") == 1000
+        assert opened.run("document.querySelectorAll('#matrix-one_off tbody tr').length") == 24
         took = opened.run(
             """(() => { const began = performance.now();
               const input = document.querySelector('input[name="view"][value="one_off"]');

@@ -17,7 +17,7 @@ from markupsafe import escape
 
 from angelshare.accounting.findings import findings
 from angelshare.accounting.tables import TABLE_NAMES, Tables
-from angelshare.report import display
+from angelshare.report import display, measures
 from angelshare.report.html import benchmarks, render, write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -112,6 +112,8 @@ def test_the_charts_hold_the_tables(page: Page, demo_tables: Tables) -> None:
         assert point["energy"]["amortized"] == row["amortized_j"]
         assert point["score"]["exact_match"] == row["exact_match"]
     assert "top-16 logits (logits 9f3a6c01)" in points["kd small T=2"]["lineage"]
+    assert points["sft large"]["beaten"]["amortized"] == "synthetic SFT small (> 99 %)"
+    assert points["kd small T=2"]["beaten"]["amortized"] is None
     assert len(data["breakEven"]) == 4
 
 
@@ -147,6 +149,11 @@ def test_display_tables(demo_tables: Tables, paper_tables: Tables) -> None:
     assert even is not None
     stars = [row[even.header.index("N*")].text for row in even.rows]
     assert stars == ["10.0", "11.2", "5.24", "5.73", "3.55", "2.36"]
+    teachers = [row[even.header.index("Teacher (kWh)")].text for row in even.rows]
+    assert set(teachers) == {"11.0", "10.6"}
+    efficiency = measures.efficiency(demo_tables)
+    assert efficiency is not None
+    assert efficiency.header == ("Setting", "J per token served", "OM_perf")
 
 
 DRIVER = """

@@ -27,6 +27,7 @@ from angelshare.accounting.uncertainty import (
     Repeats,
     SharedDraws,
     interval,
+    known_bound,
 )
 
 NEVER, FINITE, UNBOUNDED, AT_ONCE, UNKNOWN = "never", "finite", "unbounded", "at once", "unknown"
@@ -145,12 +146,13 @@ def _n_star(
     )
     gap_D = gap_D + _meter(exposed.views["student_only"].combine(plus - minus), shared, generator)
     gap_low_j, gap_high_j = interval(gap_D)
+    bound_j = known_bound(teacher)[0]
     teacher_D = np.maximum(teacher_j + _meter(teacher, shared, None), 0.0)
     return {
         "baseline_setting": against["setting"][0],
         "teacher_j": teacher_j,
-        "teacher_low_j": max(0.0, teacher_j - float(teacher.bound()[0])),
-        "teacher_high_j": teacher_j + float(teacher.bound()[0]),
+        "teacher_low_j": None if bound_j is None else max(0.0, teacher_j - bound_j),
+        "teacher_high_j": None if bound_j is None else teacher_j + bound_j,
         "baseline_student_j": baseline_j,
         "distilled_student_j": distilled_j,
         "gap_j": baseline_j - distilled_j,

@@ -291,7 +291,7 @@ def _largest_stage(tables: Tables) -> list[tuple[str, str]]:
 def _wasted(tables: Tables) -> list[tuple[str, str]]:
     lost = tables.attempts.filter(pl.col("status").is_in(WASTED))
     if not lost.height:
-        return [("attempts", "No attempt failed: nothing was spent in vain.")]
+        return [("attempts", "No failed attempt is on record.")]
     total_j = float(tables.attempts["energy_j"].sum())
     lost_j = float(lost["energy_j"].sum())
     return [

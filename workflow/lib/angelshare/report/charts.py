@@ -6,6 +6,7 @@ from typing import Any
 
 import polars as pl
 
+from angelshare.accounting.findings import chance
 from angelshare.accounting.names import pretty, stage_name
 from angelshare.accounting.order import ordered_settings, students_by_size
 from angelshare.accounting.tables import Tables
@@ -13,6 +14,7 @@ from angelshare.accounting.uncertainty import VIEWS
 from angelshare.accounting.units import energy_unit
 from angelshare.report.amortization_figure import most_runs
 from angelshare.report.stages_figure import stage_means
+from angelshare.report.standing import dominator
 from angelshare.report.style import VIEW_TITLES, looks, stage_color, stage_order
 
 
@@ -38,10 +40,9 @@ def chart_data(tables: Tables, benchmarks: list[str]) -> dict[str, Any]:
 
 
 def _points(tables: Tables, benchmarks: list[str]) -> list[dict[str, Any]]:
-    chances = {
-        (row["view"], row["setting"]): row["membership_probability"]
-        for row in tables.frontier.rows(named=True)
-    }
+    places = {(row["view"], row["setting"]): row for row in tables.frontier.rows(named=True)}
+    chances = {place: row["membership_probability"] for place, row in places.items()}
+    beaten = {place: _beaten(row) for place, row in places.items()}
     rows = {row["setting"]: row for row in tables.summary.rows(named=True)}
     artifacts = _lineage(tables)
     points = []
@@ -61,6 +62,7 @@ def _points(tables: Tables, benchmarks: list[str]) -> list[dict[str, Any]]:
                 "low": {view: row[f"{view}_j_low"] for view in VIEWS},
                 "high": {view: row[f"{view}_j_high"] for view in VIEWS},
                 "meter": {view: row[f"{view}_j_u95"] for view in VIEWS},
+                "beaten": {view: beaten.get((view, setting)) for view in VIEWS},
                 "chance": {view: chances.get((view, setting)) for view in VIEWS},
                 "score": {name: row[name] for name in ("quality", *benchmarks)},
                 "scoreLow": {"quality": row["quality_low"]},
@@ -68,6 +70,14 @@ def _points(tables: Tables, benchmarks: list[str]) -> list[dict[str, Any]]:
             }
         )
     return points
+
+
+def _beaten(row: dict[str, Any]) -> str | None:
+    """By whom a setting is beaten, as its point in the chart tells it."""
+    name, probability = dominator(row)
+    if name is None:
+        return None
+    return f"{pretty(name)}{'' if probability is None else f' ({chance(probability)})'}"
 
 
 def _lineage(tables: Tables) -> dict[str, str]:

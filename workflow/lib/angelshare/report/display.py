@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from angelshare.accounting.attempts import WASTED
-from angelshare.accounting.findings import chance, percent, t_star_text
+from angelshare.accounting.findings import percent, t_star_text
 from angelshare.accounting.names import VIEW_NAMES, pretty, stage_name
 from angelshare.accounting.order import ordered_settings
 from angelshare.accounting.tables import Tables
@@ -39,11 +39,14 @@ class Table:
 
 
 def table(table_id: str, caption: str, rows: Iterable[Mapping[str, Any]]) -> Table | None:
-    """Rows of equal keys as a display table, without empty columns; None where there is no row."""
+    """Rows of equal keys as a display table, without the columns of which nothing is known; None
+    where there is no row."""
     listed = [{name: _cell(value) for name, value in row.items()} for row in rows]
     if not listed:
         return None
-    header = tuple(name for name in listed[0] if any(row[name].text for row in listed))
+    header = tuple(
+        name for name in listed[0] if any(row[name].text not in ("", DASH) for row in listed)
+    )
     numeric = tuple(any(row[name].value is not None for row in listed) for name in header)
     return Table(
         table_id,
@@ -110,40 +113,6 @@ def summary(tables: Tables) -> Table | None:
         "reduce. J per token: one-off energy over trained tokens."
     )
     return table("summary", caption, rows)
-
-
-def memberships(tables: Tables) -> Table | None:
-    """Every setting's place on the frontier of each view, and what beats it when amortised."""
-    places = {(row["view"], row["setting"]): row for row in tables.frontier.rows(named=True)}
-    rows = []
-    for setting in ordered_settings(tables):
-        shown: dict[str, Any] = {"Setting": pretty(setting)}
-        for view in VIEWS:
-            name = VIEW_NAMES[view]
-            shown[name[0].upper() + name[1:]] = _membership(places.get((view, setting)))
-        amortized = places.get(("amortized", setting))
-        beaten = amortized is not None and amortized["dominated_by"] is not None
-        shown["Beaten, when amortised, by"] = (
-            pretty(amortized["dominated_by"]) if amortized and beaten else DASH
-        )
-        surely = amortized["dominated_probability"] if amortized else None
-        shown["How surely"] = DASH if surely is None else Cell(chance(surely), surely)
-        rows.append(shown)
-    caption = (
-        "Whether a setting is on the frontier of each view, and in brackets how often it is in "
-        "joint draws of repeat spread, meter errors and benchmark errors."
-    )
-    return table("memberships", caption, rows) if tables.frontier.height else None
-
-
-def _membership(row: Mapping[str, Any] | None) -> Cell:
-    if row is None:
-        return Cell(DASH)
-    said = "yes" if row["on_frontier"] else "no"
-    probability = row["membership_probability"]
-    if probability is None:
-        return Cell(said, float(row["on_frontier"]))
-    return Cell(f"{said} ({chance(probability)})", probability)
 
 
 def break_even(tables: Tables) -> Table | None:
@@ -227,8 +196,8 @@ def ledger(tables: Tables) -> Table | None:
             "Kind / key": f"{row['kind']} / {row['key'][:12]}",
             f"Energy ({unit.name})": scaled(row["energy_j"], unit.factor),
             f"Failed attempts ({unit.name})": scaled(row["wasted_j"], unit.factor),
-            "Tokens": row["tokens"],
-            "MB": scaled(row["bytes"] / 1e6),
+            "Tokens": row["tokens"] or None,
+            "MB": scaled(row["bytes"] / 1e6 if row["bytes"] else None),
             "Runs by team": users.get(f"{row['kind']}/{row['key']}", DASH),
             f"Shared out ({unit.name})": scaled(row["shared_j"], unit.factor),
             f"On nobody's bill ({unit.name})": scaled(row["unallocated_j"], unit.factor),

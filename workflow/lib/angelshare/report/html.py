@@ -22,7 +22,7 @@ import angelshare
 from angelshare.accounting.findings import findings
 from angelshare.accounting.tables import TABLE_NAMES, Tables
 from angelshare.files import publish_bytes
-from angelshare.report import display, measures
+from angelshare.report import display, measures, standing
 from angelshare.report.charts import chart_data
 from angelshare.report.style import VIEW_CAPTIONS, VIEW_TITLES
 
@@ -69,7 +69,8 @@ def render(tables: Tables, *, title: str, facts: Mapping[str, str]) -> str:
         views=[(view, VIEW_TITLES[view], VIEW_CAPTIONS[view]) for view in VIEW_TITLES],
         shown={
             "summary": display.summary(tables),
-            "memberships": display.memberships(tables),
+            "memberships": standing.memberships(tables),
+            "pairs": standing.pairs(tables),
             "break_even": display.break_even(tables),
             "t_star": display.t_star(tables),
             "ledger": display.ledger(tables),
@@ -81,6 +82,7 @@ def render(tables: Tables, *, title: str, facts: Mapping[str, str]) -> str:
             "sensitivity": measures.sensitivity(tables),
             "predictions": measures.predictions(tables),
         },
+        matrices=standing.matrices(tables),
         data=_script_json(chart_data(tables, benchmarks(tables))),
         plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")),
         downloads=[_download(name, getattr(tables, name)) for name in TABLE_NAMES],

@@ -70,11 +70,11 @@ def sensitivity(tables: Tables) -> Table | None:
             "N* moved": scaled(row["n_star_after"]),
         }
         for row in tables.sensitivity.rows(named=True)
-        if row["changes"] or row["n_star_before"] is not None
+        if row["changes"] or scaled(row["n_star_before"]).text != scaled(row["n_star_after"]).text
     ]
     caption = (
-        "Break-even numbers, and every conclusion that changes, when the boundary between two "
-        "phases moves by 5 % of the earlier one. Conclusions looked at: the cheapest setting of "
+        "Conclusions and break-even numbers that change when the boundary between two phases "
+        "moves by 5 % of the earlier one. Conclusions looked at: the cheapest setting of "
         "each student and the frontier under each view, and whether break-even is reached."
     )
     return table("sensitivity", caption, rows)

@@ -5,17 +5,20 @@ const inUnit = (joules) => joules / unit.factor;
 const byId = (id) => document.getElementById(id);
 const chosen = (name) => document.querySelector(`input[name="${name}"]:checked`).value;
 
-const layout = (extra) => ({
+/* A legend under the axis title of a chart that is so many pixels high. */
+const legendBelow = (tall) => ({ orientation: "h", yanchor: "top", y: -62 / (tall - 130), x: 0 });
+const layout = (tall, extra) => ({
   font: { family: 'system-ui, "Segoe UI", Roboto, "Liberation Sans", sans-serif', size: 13, color: "#1f2328" },
   paper_bgcolor: "#fff", plot_bgcolor: "#fff", margin: { l: 64, r: 24, t: 16, b: 56 },
   hoverlabel: { bgcolor: "#fff", bordercolor: "#57606a", font: { color: "#1f2328" }, align: "left" },
-  legend: { orientation: "h", y: -0.16, x: 0 }, ...extra,
+  height: tall, legend: legendBelow(tall), ...extra,
 });
 const axis = (title, extra) => ({
   title: { text: title, standoff: 10 }, gridcolor: "#e6e8eb", zeroline: false,
   linecolor: "#8a9099", ticks: "outside", tickcolor: "#8a9099", ...extra,
 });
-const config = { responsive: true, displaylogo: false, showSendToCloud: false, plotlyServerURL: "", modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
+const narrow = () => document.documentElement.clientWidth < 640;
+const config = { responsive: true, displayModeBar: narrow() ? false : "hover", displaylogo: false, showSendToCloud: false, plotlyServerURL: "", modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
   toImageButtonOptions: { format: "svg", filename: "angelshare" } };
 const rounded = (value) => Number(value.toPrecision(3)).toLocaleString("en", { maximumSignificantDigits: 3 });
 /* 1, 2, 5 times powers of ten, written out: Plotly's own log ticks drop the power. */
@@ -47,6 +50,7 @@ function hoverText(point, view, x, y, metric) {
     if (point.low[view] !== null) lines.push(`repeats: ${rounded(inUnit(point.low[view]))} to ${rounded(inUnit(point.high[view]))} (95 %, n = ${point.n})`);
     if (point.meter[view] !== null) lines.push(`meter: ± ${rounded(inUnit(point.meter[view]))} (95 %)`);
     if (metric === "quality" && point.chance[view] !== null) lines.push(`on the frontier: ${inPercent(point.chance[view])}`);
+    if (metric === "quality" && point.beaten[view] !== null) lines.push(`dominated by ${point.beaten[view]}`);
   }
   if (point.lineage) lines.push(`stands on: ${point.lineage.split("; ").join("<br>   ")}`);
   if (point.note) lines.push(point.note);
@@ -59,6 +63,10 @@ function labelPlaces(points, best, position) {
   const ys = points.map((p) => p.y), bottom = Math.min(...ys), span = (Math.max(...ys) - bottom) * 1.15 || 1;
   const at = (p) => ({ x: position(p.x) * wide, y: (1 - (p.y - bottom) / span) * tall });
   const taken = points.map((p) => ({ x0: at(p).x - 6, x1: at(p).x + 6, y0: at(p).y - 6, y1: at(p).y + 6, own: p }));
+  best.slice(1).forEach((p, i) => {
+    const from = at(best[i]), to = at(p);
+    taken.push({ x0: from.x, x1: to.x, y0: from.y - 1, y1: from.y + 1 }, { x0: to.x - 1, x1: to.x + 1, y0: to.y, y1: from.y });
+  });
   const places = new Map();
   for (const p of [...points].sort((a, b) => best.includes(b) - best.includes(a) || b.y - a.y)) {
     const { x, y } = at(p), width = 6.4 * p.point.name.length;
@@ -109,7 +117,7 @@ function drawFrontier() {
       hovertext: mine.map((p) => hoverText(p.point, view, p.x, p.y, metric)), hoverinfo: "text",
     });
   }
-  Plotly.react("frontier-chart", traces, layout({
+  Plotly.react("frontier-chart", traces, layout(480, {
     xaxis: axis(`energy per run (${unit.name})`, { type: log ? "log" : "linear", range, ...(log ? logTicks(10 ** range[0], 10 ** range[1]) : {}) }),
     yaxis: axis(metric === "quality" ? "quality (share of the teacher's score)" : metric),
     hovermode: "closest",
@@ -126,26 +134,32 @@ function drawStages() {
     type: "bar", orientation: "h", name: stage.name, y: study.stages.settings, x: values[i].map(inUnit),
     marker: { color: stage.color }, hovertemplate: `%{y}<br>${stage.name}: %{x:.3~g} ${unit.name}<extra></extra>`,
   })).filter((trace) => trace.x.some((x) => x > 0));
-  byId("stages-chart").style.height = `${Math.max(320, 120 + 30 * study.stages.settings.length)}px`;
-  Plotly.react("stages-chart", traces, layout({
+  const tall = Math.max(320, 150 + 30 * study.stages.settings.length);
+  Plotly.react("stages-chart", traces, layout(tall, {
     barmode: "stack", bargap: 0.35, margin: { l: 170, r: 24, t: 16, b: 56 },
     xaxis: axis(`mean energy per run (${unit.name})`),
     yaxis: axis("", { autorange: "reversed", automargin: true, ticks: "" }),
-    legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, traceorder: "normal" },
+    legend: { ...legendBelow(tall), traceorder: "normal" },
   }), config);
 }
 
+/* How wide charts are while they are printed; 0 on the screen. */
+let paper = 0;
 const perRun = (row, runs) => row.distilled + row.teacher / runs;
 
 function drawAmortization() {
   const students = study.students.filter((s) => study.breakEven.some((row) => row.student === s));
   const counts = Array.from({ length: 120 }, (_, i) => Math.exp(Math.log(study.mostRuns) * i / 119));
   const traces = [], shapes = [], annotations = [], axes = {}, named = new Set();
+  const columns = Math.max(1, Math.min(students.length, Math.floor((paper || byId("amortization-chart").clientWidth) / 330)));
+  const down = Math.ceil(students.length / columns), tall = 300 * down;
+  const gap = down > 1 ? 76 / tall : 0, high = (1 - gap * (down - 1)) / down;
   students.forEach((student, i) => {
     const tag = i ? String(i + 1) : "", rows = study.breakEven.filter((row) => row.student === student);
-    const width = 1 / students.length, pad = 0.035;
-    axes[`xaxis${tag}`] = axis("runs that share the teacher's work", { type: "log", ...logTicks(1, study.mostRuns), domain: [i * width + (i ? pad : 0), (i + 1) * width - (i + 1 < students.length ? pad : 0)], anchor: `y${tag}` });
-    axes[`yaxis${tag}`] = axis(i ? "" : `student and share of the teacher (${unit.name})`, { rangemode: "tozero", anchor: `x${tag}` });
+    const column = i % columns, row = Math.floor(i / columns), width = 1 / columns, pad = 0.035;
+    const last = i + columns >= students.length;
+    axes[`xaxis${tag}`] = axis(last ? "runs that share the teacher's work" : "", { type: "log", ...logTicks(1, study.mostRuns), domain: [column * width + (column ? pad : 0), (column + 1) * width - (column + 1 < columns ? pad : 0)], anchor: `y${tag}` });
+    axes[`yaxis${tag}`] = axis(column ? "" : `student and its share (${unit.name})`, { rangemode: "tozero", anchor: `x${tag}`, domain: [Math.max(0, 1 - row * (high + gap) - high), 1 - row * (high + gap)] });
     annotations.push({ text: `<b>student ${student}</b>`, showarrow: false, xref: `x${tag} domain`, yref: `y${tag} domain`, x: 0, y: 1.06, xanchor: "left", yanchor: "bottom" });
     const add = (trace) => traces.push({ xaxis: `x${tag}`, yaxis: `y${tag}`, ...trace });
     const legend = (name) => { const first = !named.has(name); named.add(name); return { name, legendgroup: name, showlegend: first }; };
@@ -160,8 +174,7 @@ function drawAmortization() {
     }
     shapes.push({ type: "line", xref: `x${tag}`, yref: `y${tag} domain`, x0: 1, x1: 1, y0: 0, y1: 1, line: { color: "#8a9099", width: 1, dash: "dot" } });
   });
-  byId("amortization-chart").style.height = "24rem";
-  Plotly.react("amortization-chart", traces, layout({ ...axes, shapes, annotations, margin: { l: 64, r: 24, t: 44, b: 56 }, legend: { orientation: "h", y: -0.22, x: 0 } }), config);
+  Plotly.react("amortization-chart", traces, layout(tall + 130, { ...axes, shapes, annotations, margin: { l: 64, r: 24, t: 44, b: 56 } }), config);
 }
 
 function moveRuns() {
@@ -197,7 +210,7 @@ function drawTrace() {
     x: line.t, y: line.value, name: `${line.name} (${line.unit})`, mode: "lines", yaxis: units.indexOf(line.unit) ? "y2" : "y",
     line: { color: colors[i % colors.length], dash: dashes[i % dashes.length], width: 1.6 }, hovertemplate: `%{x:.3~g} s: %{y:.3~g} ${line.unit}<extra>${line.name}</extra>`,
   }));
-  Plotly.react("trace-chart", traces, layout({
+  Plotly.react("trace-chart", traces, layout(340, {
     xaxis: axis("seconds since the start"), yaxis: axis(units[0], { rangemode: "tozero" }), showlegend: true,
     ...(units.length > 1 ? { yaxis2: axis(units[1], { overlaying: "y", side: "right", rangemode: "tozero" }) } : {}),
   }), config);
@@ -213,12 +226,19 @@ byId("frontier-controls").addEventListener("input", (event) => {
   if (event.target.id === "what-if-n") document.querySelector('input[value="what_if"]').checked = true;
   drawFrontier();
 });
+byId("matrix-controls")?.addEventListener("input", () => document.querySelectorAll("figure.matrix").forEach((figure) => {
+  figure.hidden = figure.id !== `matrix-${chosen("matrix-view")}`;
+}));
 byId("stages-controls").addEventListener("input", drawStages);
 document.querySelectorAll("form").forEach((form) => form.addEventListener("submit", (event) => event.preventDefault()));
 document.querySelectorAll("table").forEach(sortable);
 /* Charts are as wide as the window; on paper, as wide as the page. */
-const widths = (width) => document.querySelectorAll(".js-plotly-plot").forEach((chart) =>
-  Plotly.relayout(chart, width ? { width } : { width: null, autosize: true }));
+function widths(width) {
+  paper = width;
+  if (study.breakEven.length) { drawAmortization(); moveRuns(); }
+  document.querySelectorAll(".js-plotly-plot").forEach((chart) =>
+    Plotly.relayout(chart, width ? { width } : { width: null, autosize: true }));
+}
 addEventListener("beforeprint", () => widths(680));
 addEventListener("afterprint", () => widths(0));
 drawFrontier();
