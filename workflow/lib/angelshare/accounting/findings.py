@@ -309,8 +309,9 @@ def _unsupported(tables: Tables) -> list[tuple[str, str]]:
     few = tables.summary.filter(pl.col("n") < FEW)
     if few.height:
         found.append(
-            f"{few.height} of {_many(tables.summary.height, 'setting')} have fewer than {FEW} "
-            "runs: their intervals are wide or missing."
+            f"{few.height} of {_many(tables.summary.height, 'setting')} "
+            f"{'has' if few.height == 1 else 'have'} fewer than {FEW} runs: intervals are wide or "
+            "missing."
         )
     probability = pl.col("membership_probability")
     unsure = tables.frontier.filter(probability.is_between(1 - SURE, SURE))

@@ -21,6 +21,9 @@ MOST_COMPARED = 24
 """More settings than these make no legible matrix: those most often on a frontier are shown."""
 
 
+_WASTED = ("wasted_j", "wasted_low_j", "wasted_high_j")
+
+
 @dataclass(frozen=True, slots=True)
 class Mark:
     """A cell of the matrix: its text, how dark it is (0 to 5), and what the mouse is told."""
@@ -51,10 +54,8 @@ def memberships(tables: Tables) -> Table | None:
             shown[_title(view)] = _membership(places.get((view, setting)))
         amortized = places.get(("amortized", setting))
         shown["Beaten, when amortised, by"], shown["How surely"] = _beaten(amortized)
-        wasted = "wasted_j", "wasted_low_j", "wasted_high_j"
-        shown[f"Wasted a run ({unit.name})"] = (
-            ranged(*(amortized[name] for name in wasted), unit.factor) if amortized else DASH
-        )
+        wasted_j, low_j, high_j = (amortized[name] if amortized else None for name in _WASTED)
+        shown[f"Wasted a run ({unit.name})"] = ranged(wasted_j, low_j, high_j, unit.factor)
         rows.append(shown)
     caption = (
         "Whether a setting is on the frontier of each view, and in brackets how often it is in "

@@ -17,6 +17,8 @@ const axis = (title, extra) => ({
   title: { text: title, standoff: 10 }, gridcolor: "#e6e8eb", zeroline: false,
   linecolor: "#8a9099", ticks: "outside", tickcolor: "#8a9099", ...extra,
 });
+/* How wide charts are while they are printed; 0 on the screen. */
+let paper = 0;
 const narrow = () => document.documentElement.clientWidth < 640;
 const config = { responsive: true, displayModeBar: narrow() ? false : "hover", displaylogo: false, showSendToCloud: false, plotlyServerURL: "", modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
   toImageButtonOptions: { format: "svg", filename: "angelshare" } };
@@ -57,9 +59,11 @@ function hoverText(point, view, x, y, metric) {
   return lines.join("<br>");
 }
 
+const FRONTIER_TALL = 480;
+
 /* Where each point's name goes, frontier first; a name that would cover another is left to hovering. */
 function labelPlaces(points, best, position) {
-  const chart = byId("frontier-chart"), wide = chart.clientWidth - 90, tall = chart.clientHeight - 80;
+  const chart = byId("frontier-chart"), wide = (paper || chart.clientWidth) - 90, tall = FRONTIER_TALL - 130;
   const ys = points.map((p) => p.y), bottom = Math.min(...ys), span = (Math.max(...ys) - bottom) * 1.15 || 1;
   const at = (p) => ({ x: position(p.x) * wide, y: (1 - (p.y - bottom) / span) * tall });
   const taken = points.map((p) => ({ x0: at(p).x - 6, x1: at(p).x + 6, y0: at(p).y - 6, y1: at(p).y + 6, own: p }));
@@ -86,6 +90,12 @@ function drawFrontier() {
   const points = study.points.filter((p) => p.score[metric] !== null)
     .map((p) => ({ point: p, x: energyOf(p, view, runs), y: p.score[metric] }));
   const best = nonDominated(points).sort((a, b) => a.x - b.x);
+  const counted = view === "what_if" ? `the teacher shared by ${runs} ${runs === 1 ? "run" : "runs"}` : study.views.find((v) => v.id === view).name.toLowerCase();
+  byId("frontier-what").textContent = points.length
+    ? `On the frontier, ${counted}: ${best.map((p) => p.point.name).join(", ")}.`
+    : "No run has a score for this.";
+  byId("frontier-chart").hidden = !points.length;
+  if (!points.length) return;
   const log = byId("log-energy").checked;
   const xs = points.map((p) => inUnit(p.x)).filter((x) => x > 0);
   const low = Math.min(...xs), high = Math.max(...xs);
@@ -117,15 +127,11 @@ function drawFrontier() {
       hovertext: mine.map((p) => hoverText(p.point, view, p.x, p.y, metric)), hoverinfo: "text",
     });
   }
-  Plotly.react("frontier-chart", traces, layout(480, {
+  Plotly.react("frontier-chart", traces, layout(FRONTIER_TALL, {
     xaxis: axis(`energy per run (${unit.name})`, { type: log ? "log" : "linear", range, ...(log ? logTicks(10 ** range[0], 10 ** range[1]) : {}) }),
     yaxis: axis(metric === "quality" ? "quality (share of the teacher's score)" : metric),
     hovermode: "closest",
   }), config);
-  const counted = view === "what_if" ? `the teacher shared by ${runs} ${runs === 1 ? "run" : "runs"}` : study.views.find((v) => v.id === view).name.toLowerCase();
-  byId("frontier-what").textContent = points.length
-    ? `On the frontier, ${counted}: ${best.map((p) => p.point.name).join(", ")}.`
-    : "No run has a score for this.";
 }
 
 function drawStages() {
@@ -134,17 +140,16 @@ function drawStages() {
     type: "bar", orientation: "h", name: stage.name, y: study.stages.settings, x: values[i].map(inUnit),
     marker: { color: stage.color }, hovertemplate: `%{y}<br>${stage.name}: %{x:.3~g} ${unit.name}<extra></extra>`,
   })).filter((trace) => trace.x.some((x) => x > 0));
-  const tall = Math.max(320, 150 + 30 * study.stages.settings.length);
+  /* A long chart is scrolled: its axis and legend stand on top. */
+  const long = study.stages.settings.length > 16, tall = Math.max(240, 150 + 30 * study.stages.settings.length);
   Plotly.react("stages-chart", traces, layout(tall, {
-    barmode: "stack", bargap: 0.35, margin: { l: 170, r: 24, t: 16, b: 56 },
-    xaxis: axis(`mean energy per run (${unit.name})`),
+    barmode: "stack", bargap: 0.35, margin: { l: 170, r: 24, t: long ? 56 : 16, b: long ? 16 : 56 },
+    xaxis: axis(`mean energy per run (${unit.name})`, { side: long ? "top" : "bottom" }),
     yaxis: axis("", { autorange: "reversed", automargin: true, ticks: "" }),
-    legend: { ...legendBelow(tall), traceorder: "normal" },
+    legend: { ...legendBelow(tall), ...(long ? { yanchor: "bottom", y: 1 + 62 / (tall - 130) } : {}), traceorder: "normal" },
   }), config);
 }
 
-/* How wide charts are while they are printed; 0 on the screen. */
-let paper = 0;
 const perRun = (row, runs) => row.distilled + row.teacher / runs;
 
 function drawAmortization() {
@@ -235,6 +240,7 @@ document.querySelectorAll("table").forEach(sortable);
 /* Charts are as wide as the window; on paper, as wide as the page. */
 function widths(width) {
   paper = width;
+  drawFrontier();
   if (study.breakEven.length) { drawAmortization(); moveRuns(); }
   document.querySelectorAll(".js-plotly-plot").forEach((chart) =>
     Plotly.relayout(chart, width ? { width } : { width: null, autosize: true }));
