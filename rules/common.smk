@@ -373,7 +373,16 @@ def watch_study() -> None:
 
     page = Path(CONFIG.results, "status.html")
     reader = Reader(CONFIG, STUDY, ARTIFACTS)
-    WATCHES.append(Watch(reader, Path(), page, not workflow.local_exec))
+    watch = Watch(
+        reader,
+        Path(),
+        page,
+        not workflow.local_exec,
+        rules={rule for rule, _ in planned_jobs()},
+        # From a thread of its own this is safe; a signal to Snakemake could come amid its locks.
+        stop=workflow.scheduler.exit_gracefully,
+    )
+    WATCHES.append(watch)
     WATCHES[0].start()
 
 

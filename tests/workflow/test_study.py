@@ -75,6 +75,17 @@ def test_the_attempts_sum_to_the_bills_in_the_tables(finished):
         assert row["student_only_j"] <= row["amortized_j"] <= row["one_off_j"]
 
 
+def test_prompts_and_answers_have_energies_per_token_of_their_own(finished):
+    tables = finished.folder / "results/accounting"
+    artifacts = pl.read_parquet(tables / "artifacts.parquet")
+    runs = pl.read_parquet(tables / "runs.parquet")
+    for frame in (artifacts.filter(pl.col("kind").is_in(["corpus", "scores"])), runs):
+        assert frame.height > 0
+        assert frame["prefill_j_per_token"].min() > 0
+        assert frame["decode_j_per_token"].min() > 0
+    assert artifacts.filter(kind="logits")["decode_j_per_token"].null_count() == 1
+
+
 def test_the_teacher_beats_its_students_and_they_beat_an_untrained_one(finished):
     results = finished.folder / "results"
     runs = pl.read_parquet(results / "accounting/runs.parquet")

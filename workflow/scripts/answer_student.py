@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import unpack
+from angelshare.energy.phases import phases_of
 from angelshare.errors import AngelshareError
 from angelshare.files import publish_json, sha256_file
 from angelshare.jobs import JobContext, job
@@ -36,14 +37,16 @@ def answer(context: JobContext, model: Path, table: Path, recipe: dict) -> int:
     journal = Journal(
         table.with_name(f".{table.stem}.unfinished"), digest("angelshare/answers", recipe)
     )
-    stats = answer_benchmark(
-        model,
-        context.study.judged[snakemake.wildcards.benchmark].settings,
-        table,
-        progress=context.report,
-        count=context.window.count,
-        journal=journal,
-    )
+    with phases_of(context.window, context.config.energy.period_s) as phase:
+        stats = answer_benchmark(
+            model,
+            context.study.judged[snakemake.wildcards.benchmark].settings,
+            table,
+            progress=context.report,
+            count=context.window.count,
+            phase=phase,
+            journal=journal,
+        )
     journal.discard()
     return stats.sequences
 

@@ -1,6 +1,7 @@
 """Let the teacher answer a judged benchmark, once for every team that shares the store."""
 
 import unpack
+from angelshare.energy.phases import phases_of
 from angelshare.part_jobs import PartJob, part_job
 
 
@@ -11,13 +12,17 @@ def main(job: PartJob) -> None:
 
     context = job.context
     path = context.scratch / "answers.parquet"
-    with context.teacher(job.plan) as (model, options):
+    with (
+        context.teacher(job.plan) as (model, options),
+        phases_of(context.window, context.config.energy.period_s) as phase,
+    ):
         stats = answer_benchmark(
             model,
             job.plan.settings,
             path,
             progress=context.report,
             count=context.window.count,
+            phase=phase,
             journal=job.journal(),
             **options,
         )

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import unpack
+from angelshare.energy.phases import phases_of
 from angelshare.errors import AngelshareError
 from angelshare.files import publish_json, sha256_file
 from angelshare.jobs import JobContext, job, planned_run
@@ -25,25 +26,22 @@ def evaluate(context: JobContext, model: Path) -> list[dict[str, Any]]:
     """Score the model folder, and record the run as a consumer of the teacher's own scores."""
     # Imported inside the window: loading torch and the harness costs energy too.
     from angelshare.evaluation.harness import evaluate_model
-    from angelshare.evaluation.phases import PhaseClock
 
     run = planned_run(context, snakemake.wildcards.run)
     if not model.is_dir():
         raise AngelshareError(
             f"{model} is gone: delete {model.parent} and run the workflow again, which trains it."
         )
-    phases = PhaseClock(context.window.phase)
-    scores = evaluate_model(
-        model,
-        context.config.evaluation,
-        context.rows(run.inputs["dataset"], ["test"]),
-        context.report,
-        context.window.count,
-        phase=phases,
-        quantised=run.quantised,
-    )
-    for line in phases.unresolved(context.config.energy.period_s):
-        context.window.warn("short_phases", line)
+    with phases_of(context.window, context.config.energy.period_s) as phase:
+        scores = evaluate_model(
+            model,
+            context.config.evaluation,
+            context.rows(run.inputs["dataset"], ["test"]),
+            context.report,
+            context.window.count,
+            phase=phase,
+            quantised=run.quantised,
+        )
     context.checks.join()
     if run.distilled and run.trained_as is None:
         context.record_consumer(run, [run.scores], sum(score.samples for score in scores))

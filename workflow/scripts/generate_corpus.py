@@ -1,6 +1,7 @@
 """Let the teacher answer the prompts of one part of a dataset."""
 
 import unpack
+from angelshare.energy.phases import phases_of
 from angelshare.part_jobs import PartJob, part_job
 
 
@@ -12,7 +13,10 @@ def main(job: PartJob) -> None:
     context = job.context
     rows = job.slice(context.rows(job.plan.inputs["sequences"], job.plan.recipe["splits"]))
     path = context.scratch / "corpus.parquet"
-    with context.teacher(job.plan) as (model, options):
+    with (
+        context.teacher(job.plan) as (model, options),
+        phases_of(context.window, context.config.energy.period_s) as phase,
+    ):
         stats = generate_corpus(
             model,
             rows,
@@ -20,6 +24,7 @@ def main(job: PartJob) -> None:
             path,
             progress=context.report,
             count=context.window.count,
+            phase=phase,
             journal=job.journal(),
             **options,
         )

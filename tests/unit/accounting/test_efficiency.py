@@ -11,6 +11,7 @@ from studies import sidecar, write
 from angelshare.accounting.settings import AccountingSettings
 from angelshare.accounting.study import Artifact, AttemptSource, Run, Score, Study
 from angelshare.accounting.tables import Tables, write_tables
+from angelshare.report.display import attempts_by_stage
 
 
 def measured(root: Path) -> Tables:
@@ -53,6 +54,41 @@ def test_by_hand(tmp_path: Path) -> None:
     assert (row["students"], row["runs"]) == (2, 2)
     assert row["eff_overall"] == pytest.approx((2.0 + 1.5) / 2)
     assert row["om_perf"] == pytest.approx(0.625)
+
+
+def test_a_teachers_prompts_and_answers_apart(tmp_path: Path) -> None:
+    """Two parts, one of which was made again; what the killed attempt did is in no rate."""
+    records = []
+    for name, status, prefill_j in (("a", "ok", 30.0), ("b", "ok", 50.0), ("c", "killed", 1e6)):
+        tokens = {"prompt": 100, "generated": 20}
+        record = sidecar(name, "teacher_generation", 500.0, status=status, tokens=tokens)
+        record["phases"] = [
+            {"name": "prefill", "start_s": 0, "end_s": 1, "energy_j": prefill_j},
+            {"name": "decode", "start_s": 1, "end_s": 2, "energy_j": 300.0},
+        ]
+        records.append(record)
+    prepared = sidecar("d", "preprocess", 5.0, tokens={"prompt": 100})
+    trained = sidecar("s", "student_train", 9.0)
+    sources = (
+        AttemptSource(write(tmp_path / "r", trained), run="r"),
+        *(
+            AttemptSource(write(tmp_path / kind, *some), artifact_kind=kind, artifact_key=kind[0])
+            for kind, some in (("corpus", records), ("dataset", [prepared]))
+        ),
+    )
+    artifacts = tuple(Artifact(kind, kind[0], kind, 40, 1) for kind in ("corpus", "dataset"))
+    runs = (Run("r", "synthetic_sft", "s", "d", 0, artifacts=(("corpus", "c"),)),)
+    study = Study("ours", runs, artifacts, sources=sources)
+    tables = write_tables(study, AccountingSettings(draws=200), tmp_path / "out")
+    found = {row["kind"]: row for row in tables.artifacts.rows(named=True)}
+    assert found["corpus"]["prefill_j_per_token"] == pytest.approx(80 / 200)
+    assert found["corpus"]["decode_j_per_token"] == pytest.approx(600 / 40)
+    assert found["dataset"]["prefill_j_per_token"] is None
+    stages = attempts_by_stage(tables)
+    assert stages is not None
+    row = next(row for row in stages.rows if row[0].text == "teacher: generation")
+    shown = dict(zip(stages.header, (cell.text for cell in row), strict=True))
+    assert (shown["J per prompt token"], shown["J per generated token"]) == ("0.400", "15.0")
 
 
 def test_one_phase_alone_is_no_split(tmp_path: Path) -> None:

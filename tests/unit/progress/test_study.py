@@ -184,6 +184,33 @@ def test_a_job_that_slurm_preempted_and_ended_goes_back_into_the_queue_once(on_s
     assert line == "Slurm job 7 (account) was preempted: put back into the queue"
 
 
+@pytest.mark.parametrize(
+    ("joules", "rules", "stops"),
+    [
+        (8000.0, {"train_student", "account"}, 1),
+        (7000.0, {"train_student", "account"}, 0),
+        (8000.0, {"account", "frontiers"}, 0),
+    ],
+)
+def test_a_spent_budget_stops_a_run_that_has_more_to_spend_on(
+    reader, tmp_path, joules, rules, stops
+):
+    run = next(iter(reader.study.runs))
+    record(
+        tmp_path / "results/students" / run / "energy.attempts",
+        "train_student", {"run": run}, "failed", joules,
+    )  # fmt: skip
+    said, stopped = [], []
+    watch = Watch(
+        reader, tmp_path, tmp_path / "status.html", False, said.append,
+        rules=rules, stop=lambda: stopped.append(None),
+    )  # fmt: skip
+    watch.look()
+    watch.look()
+    assert len(stopped) == stops
+    assert sum("the budget is spent: 0.002222 of 0.002 kWh" in text for text in said) == stops
+
+
 def test_a_watch_that_cannot_look_says_so_once_and_looks_again(reader, tmp_path, monkeypatch):
     monkeypatch.setattr("angelshare.progress.watch.LOOK_EVERY_S", 0.01)
     said, looks, enough = [], [], threading.Event()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -37,6 +39,29 @@ def greedy_by_hand(model_dir, messages, steps: int) -> list[int]:
             if ids[-1] == tokenizer.eos_token_id:
                 break
     return ids[start:]
+
+
+def test_each_batch_is_read_and_then_written(model_dir, dataset, tmp_path) -> None:
+    """The phases of an energy window: one after the other, batch by batch, the work between."""
+    events: list[str] = []
+
+    @contextmanager
+    def phase(name: str):
+        events.append(f"begin {name}")
+        yield
+        events.append(f"end {name}")
+
+    generate_corpus(
+        model_dir,
+        dataset,
+        GREEDY,
+        tmp_path / "c",
+        progress=nothing,
+        count=lambda **_: events.append("count"),
+        phase=phase,
+    )
+    batch = ["begin prefill", "end prefill", "begin decode", "end decode", "count"]
+    assert events == batch * -(-dataset.num_rows // GREEDY.batch_size)
 
 
 def test_greedy_answers_are_those_of_each_row_alone(model_dir, dataset, tmp_path) -> None:

@@ -220,11 +220,12 @@ def with_bounds(
 ) -> pl.DataFrame:
     """`frame` with `<name>_low_j` and `<name>_high_j` (95 % measurement bounds, joules).
 
-    A part of an artifact's bill is bounded in the same proportion as the bill.
+    A part of an artifact's bill is bounded in the same proportion as the bill. Null, and no bound
+    of nothing, where no record states one.
     """
     relative = pl.DataFrame(
         [
-            (kind, key, bounds[kind, key] / charged_j if charged_j else 0.0)
+            (kind, key, bounds[kind, key] / charged_j if charged_j and bounds[kind, key] else None)
             for kind, key, charged_j in bills.select("kind", "key", "energy_j").rows()
         ],
         schema={"kind": pl.String, "key": pl.String, "relative": pl.Float64},

@@ -2,8 +2,9 @@
 
 * EPT, joules per token: a run's evaluation energy over its evaluated tokens (prompt and answer),
   and apart for prefill (over prompt tokens; with the first token of each answer) and decoding (over
-  generated tokens). Null where an evaluation did not mark the two: likelihood tasks have no
-  decoding, vLLM and other harnesses mix them in one batch, imported energies have no phases.
+  generated tokens). Null where a job did not mark the two: likelihood tasks have no decoding, vLLM
+  and other harnesses mix them in one batch, imported energies have no phases. What a teacher spends
+  on prompts and on answers stands apart in the same way, per artifact (`artifacts`).
 * OM_perf = mean over benchmarks of A_student / A_teacher, the second of the three definitions in
   that project's history; it equals Q of arXiv 2605.13981.
 * Eff_overall of a run = OM_perf · EPT_teacher / EPT_student, the teacher's evaluation on the same
@@ -33,14 +34,7 @@ _SCHEMA = {
 def with_efficiency(runs: pl.DataFrame, study: Study, attempts: pl.DataFrame) -> pl.DataFrame:
     """`runs` (with `quality` and `inference_j_per_token`) with the columns `EFFICIENCY_COLUMNS`."""
     done = attempts.filter(pl.col("status") == "ok")
-    phases = (
-        done.filter((pl.col("stage") == "evaluate") & pl.col("prefill_j").is_not_null())
-        .group_by("run")
-        .agg(
-            prefill_j_per_token=_ratio("prefill_j", "prompt_tokens"),
-            decode_j_per_token=_ratio("decode_j", "generated_tokens"),
-        )
-    )
+    phases = per_phase(done.filter(pl.col("stage") == "evaluate"), "run")
     scored = (
         done.filter(pl.col("stage") == "teacher_evaluate")
         .group_by(kind="artifact_kind", key="artifact_key")
@@ -66,6 +60,29 @@ def with_efficiency(runs: pl.DataFrame, study: Study, attempts: pl.DataFrame) ->
                 pl.col("quality") * saving
             ),
         )
+    )
+
+
+def per_phase(attempts: pl.DataFrame, *by: str) -> pl.DataFrame:
+    """Per group of attempts that marked them: `prefill_j_per_token`, over prompt tokens, and
+    `decode_j_per_token`, over generated tokens."""
+    return (
+        attempts.filter(pl.col("prefill_j").is_not_null())
+        .group_by(by)
+        .agg(
+            prefill_j_per_token=_ratio("prefill_j", "prompt_tokens"),
+            decode_j_per_token=_ratio("decode_j", "generated_tokens"),
+        )
+    )
+
+
+def with_phases(artifacts: pl.DataFrame, attempts: pl.DataFrame) -> pl.DataFrame:
+    """The artifacts with the teacher's joules per prompt token and per answer token."""
+    done = attempts.filter(pl.col("status") == "ok").rename(
+        {"artifact_kind": "kind", "artifact_key": "key"}
+    )
+    return artifacts.join(
+        per_phase(done, "kind", "key"), on=["kind", "key"], how="left", maintain_order="left"
     )
 
 

@@ -18,7 +18,7 @@ from angelshare.accounting.break_even import break_even_table
 from angelshare.accounting.consolidated import load_consolidated
 from angelshare.accounting.dominance import dominance_table, sure_dominators
 from angelshare.accounting.draws import Draws
-from angelshare.accounting.efficiency import efficiency_table
+from angelshare.accounting.efficiency import efficiency_table, with_phases
 from angelshare.accounting.frontier import frontier_table
 from angelshare.accounting.points import lent, lent_shares
 from angelshare.accounting.predictions import prediction_table
@@ -79,7 +79,8 @@ def make_tables(
     few = settings.model_copy(update={"draws": FEW_DRAWS})
     runs, summary = made["runs"], made["summary"]
     pairs = dominance_table(draws)
-    ledger, bounds = artifact_table(study, bills, shares), exposed.artifacts
+    ledger = with_phases(artifact_table(study, bills, shares), attempts)
+    bounds = exposed.artifacts
     return Tables(
         attempts=attempts,
         components=components,

@@ -11,8 +11,9 @@ from typing import Any
 
 from lm_eval.api.model import TemplateLM
 
+from angelshare.energy.phases import Phase
 from angelshare.errors import AngelshareError
-from angelshare.evaluation.scores import Count, Phase, Progress
+from angelshare.evaluation.scores import Count, Progress
 
 
 class Counting(TemplateLM):

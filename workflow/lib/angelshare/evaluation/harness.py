@@ -26,8 +26,9 @@ from lm_eval import simple_evaluate
 from lm_eval.api.group import Group
 from lm_eval.tasks import TaskManager
 
+from angelshare.energy.phases import Phase, unmetered
 from angelshare.errors import AngelshareError
-from angelshare.evaluation.scores import Count, Phase, Progress, Score, choose, unmetered
+from angelshare.evaluation.scores import Count, Progress, Score, choose
 from angelshare.evaluation.settings import TASKS_FOLDER, EvaluationSettings, TaskSettings
 from angelshare.recipes import digest
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from angelshare.energy.phases import Phase, unmetered
 from angelshare.errors import AngelshareError
 from angelshare.evaluation.judges.asking import Ask, Judge, Ledger, Question, Reply, ask_all
 from angelshare.evaluation.judges.settings import (
@@ -55,6 +56,7 @@ def answer_benchmark(
     *,
     progress: Progress,
     count: Count,
+    phase: Phase = unmetered,
     journal: Journal | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
@@ -75,6 +77,7 @@ def answer_benchmark(
         out,
         progress=progress,
         count=passed,
+        phase=phase,
         journal=journal,
         revision=revision,
         trust_remote_code=trust_remote_code,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -14,14 +13,6 @@ Progress = Callable[[int, int, str], None]
 """Takes the requests answered, the requests known of and a remark."""
 Count = Callable[..., None]
 """Takes work done as keyword arguments: prompt, generated, evaluated (tokens), samples."""
-Phase = Callable[[str], AbstractContextManager[None]]
-"""Opens a named stretch of the energy window."""
-
-
-@contextmanager
-def unmetered(_name: str) -> Iterator[None]:
-    """A phase of no window."""
-    yield
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,21 +1,19 @@
 """The harness's transformers back end, with prefill and decode as phases of the energy window.
 
-Of each batch, the first forward pass reads the prompts and gives the first token: prefill. All that
-follows is decode. The phases follow each other without a gap, so their joules sum to the batch's.
-Phases too short for the meter are said so (`angelshare.evaluation.phases`).
+See `angelshare.energy.phases`.
 """
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import Any
 
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
+from angelshare.energy.phases import Phase, prefill_then_decode
 from angelshare.evaluation.counting import Counting
 from angelshare.evaluation.quantised import quantise
-from angelshare.evaluation.scores import Count, Phase, Progress
+from angelshare.evaluation.scores import Count, Progress
 from angelshare.teacher.models import default_device
 
 
@@ -32,16 +30,7 @@ class TransformersEngine(Counting, HFLM):
         self, context: Tensor, max_length: int, stop: list[str], **kwargs: Any
     ) -> Tensor:
         """Count prompt tokens, and answer tokens up to the first end of sequence."""
-        with ExitStack() as phases:
-            phases.enter_context(self.phase("prefill"))
-
-            def first_token(*_: Any) -> None:
-                hook.remove()
-                phases.close()
-                phases.enter_context(self.phase("decode"))
-
-            hook = self.model.register_forward_hook(first_token)
-            phases.callback(hook.remove)
+        with prefill_then_decode(self.phase, self.model):
             tokens: Tensor = super()._model_generate(context, max_length, stop, **kwargs)
         ends = (tokens[:, context.shape[1] :] == self.eot_token_id).int()
         generated = int(((ends.cumsum(1) - ends) == 0).sum())

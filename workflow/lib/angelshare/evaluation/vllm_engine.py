@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
-from angelshare.evaluation.scores import Count, Phase, Progress
+from angelshare.energy.phases import Phase
+from angelshare.evaluation.scores import Count, Progress
 from angelshare.teacher.vllm_backend import import_vllm
 
 

@@ -42,16 +42,23 @@ def spent_j(config: Config, study: Study, store: ArtifactStore) -> float:
     return math.fsum([*own, *ours])
 
 
+def budget_spent(config: Config, study: Study, store: ArtifactStore) -> str | None:
+    """That the budget is spent, in words; None while it is not, or where there is none."""
+    if config.budget.kwh is None:
+        return None
+    used_kwh = spent_j(config, study, store) / J_PER_KWH
+    if used_kwh < config.budget.kwh:
+        return None
+    return (
+        f"the budget is spent: {used_kwh:.4g} of {config.budget.kwh:.4g} kWh. What is done is "
+        "whole and stays. Raise budget.kwh and start the workflow again: it goes on from here"
+    )
+
+
 def check_budget(config: Config, study: Study, store: ArtifactStore, stage: str) -> None:
     """Raise AngelshareError where the budget is spent; nothing has been started then."""
-    if config.budget.kwh is None or stage in FREE_STAGES:
-        return
-    used_kwh = spent_j(config, study, store) / J_PER_KWH
-    if used_kwh >= config.budget.kwh:
-        raise AngelshareError(
-            f"the budget is spent: {used_kwh:.4g} of {config.budget.kwh:.4g} kWh. What is done is "
-            "whole and stays. Raise budget.kwh and start the workflow again: it goes on from here"
-        )
+    if stage not in FREE_STAGES and (said := budget_spent(config, study, store)):
+        raise AngelshareError(said)
 
 
 def _records(folders: list[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:

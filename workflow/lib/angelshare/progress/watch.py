@@ -1,8 +1,9 @@
 """A thread beside a running Snakemake: a line on the study now and then, and what went wrong.
 
-It reads files and, on a cluster, asks ``squeue`` once per look; it changes nothing, with one
-exception: a job that Slurm preempted and ended, for which the executor plugin would wait for ever,
-is put back into the queue under its number. Looking takes at most a twentieth of the time.
+It reads files and, on a cluster, asks ``squeue`` once per look; it changes nothing, with two
+exceptions: a job that Slurm preempted and ended, for which the executor plugin would wait for ever,
+is put back into the queue under its number; and once the budget is spent, Snakemake is told to
+submit nothing more. Looking takes at most a twentieth of the time.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
+from angelshare.planning.spending import budget_spent
 from angelshare.progress.attempts import Attempt
 from angelshare.progress.cluster import SlurmJob, cause_of_attempt, cluster_jobs, requeue, sent_back
 from angelshare.progress.page import write_page
@@ -36,10 +38,21 @@ class Watch:
     """What was said already, so that everything is said once."""
 
     def __init__(
-        self, reader: Reader, folder: Path, page: Path, on_slurm: bool, say: Say = _print
+        self,
+        reader: Reader,
+        folder: Path,
+        page: Path,
+        on_slurm: bool,
+        say: Say = _print,
+        *,
+        rules: Collection[str] = (),
+        stop: Callable[[], object] | None = None,
     ) -> None:
+        """``rules`` are those of the jobs of this run; ``stop`` tells Snakemake to let the jobs
+        finish that run, and to start none."""
         self.reader, self.folder, self.page = reader, folder, page
         self.on_slurm, self.say = on_slurm, say
+        self.rules, self.stop = rules, stop
         progress = reader.read()
         self._ended = {attempt.path for attempt in _ended(progress)}
         self._failed = {job.number for job in self._jobs(progress) if job.cause}
@@ -77,6 +90,8 @@ class Watch:
             self._failures(progress, {job.number: job for job in jobs}, last)
             self._failures_without_record(jobs)
             self.hanging(jobs)
+            if not last:
+                self._budget(progress)
             summary, now_s = progress.summary(), time.monotonic()
             if summary != self._summary and (last or now_s - self._said_s >= SAY_EVERY_S):
                 self._summary, self._said_s = summary, now_s
@@ -109,6 +124,17 @@ class Watch:
                     continue
                 self._ended.add(attempt.path)
                 self.say(failure(task, attempt, job))
+
+    def _budget(self, progress: Progress) -> None:
+        """Once the budget is spent, have no further job submitted: each would only be refused."""
+        ours = (task for task in progress.tasks if task.rule in self.rules)
+        if self.stop is None or not any(_to_start(task) for task in ours):
+            return
+        reader = self.reader
+        if said := budget_spent(reader.config, reader.study, reader.store):
+            self.say(f"{said}. No further job is submitted; those that run are let finish")
+            self.stop()
+            self.stop = None
 
     def hanging(self, jobs: list[SlurmJob]) -> None:
         """Put preempted jobs back into the queue; name those that are waited for in vain."""
@@ -152,6 +178,12 @@ def ran_again(task: Task, attempt: Attempt) -> bool:
     return number is not None and any(
         later.slurm_job == number and later.started > started for later in task.attempts
     )
+
+
+def _to_start(task: Task) -> bool:
+    """Whether the task still needs a job. One that has ended well may be about to publish."""
+    ended_well = any(attempt.status == "ok" for attempt in task.attempts)
+    return task.state in ("waiting", "failed") and not ended_well
 
 
 def _ended(progress: Progress) -> list[Attempt]:

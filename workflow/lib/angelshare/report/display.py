@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 
 from angelshare.accounting.attempts import WASTED
+from angelshare.accounting.efficiency import per_phase
 from angelshare.accounting.findings import percent, t_star_text
 from angelshare.accounting.names import VIEW_NAMES, pretty, stage_name
 from angelshare.accounting.order import ordered_settings
@@ -231,6 +232,8 @@ def attempts_by_stage(tables: Tables) -> Table | None:
         .sort("energy_j", descending=True)
     )
     unit = energy_unit(stages["energy_j"])
+    done = tables.attempts.filter(pl.col("status") == "ok")
+    phases = {row["stage"]: row for row in per_phase(done, "stage").rows(named=True)}
     rows = [
         {
             "Stage": stage_name(row["stage"]),
@@ -241,10 +244,16 @@ def attempts_by_stage(tables: Tables) -> Table | None:
             "Hours": scaled(row["duration_s"], 3600.0) if row["duration_s"] else Cell(DASH),
             "Tokens": row["tokens"] or None,
             "J per token": scaled(row["energy_j"] / row["tokens"]) if row["tokens"] else Cell(DASH),
+            "J per prompt token": scaled(phases.get(row["stage"], {}).get("prefill_j_per_token")),
+            "J per generated token": scaled(phases.get(row["stage"], {}).get("decode_j_per_token")),
         }
         for row in stages.rows(named=True)
     ]
-    return table("attempts", "All attempts of all jobs, stages stated apart included.", rows)
+    caption = (
+        "All attempts of all jobs, stages stated apart included. Reading prompts and writing "
+        "answers stand apart where the jobs marked them: not with vLLM, which mixes them."
+    )
+    return table("attempts", caption, rows)
 
 
 def meters(tables: Tables) -> Table | None:

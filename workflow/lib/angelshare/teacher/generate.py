@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from angelshare.data.answers import UNANSWERED
 from angelshare.data.sequences import prompt_ids, prompt_messages
 from angelshare.data.tables import CORPUS_SCHEMA, sequence_table, write_table
+from angelshare.energy.phases import Phase, unmetered
 from angelshare.errors import AngelshareError
 from angelshare.store.journal import Journal
 from angelshare.teacher.models import load_config, load_tokenizer
@@ -59,13 +60,15 @@ def generate_corpus(
     *,
     progress: Progress,
     count: Callable[..., None],
+    phase: Phase = unmetered,
     journal: Journal | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> GenerationStats:
     """Answer every row of ``table`` up to its last user turn and write the corpus to ``out``.
 
-    ``count(prompt=…, generated=…)`` receives tokens, without those of the ``journal``'s answers.
+    ``count(prompt=…, generated=…)`` receives tokens, without those of the ``journal``'s answers;
+    ``phase`` opens the energy window's ``prefill`` and ``decode`` (not with vLLM).
     ``AngelshareError`` when no prompt fits.
     """
     tokenizer = load_tokenizer(model_dir, revision=revision, trust_remote_code=trust_remote_code)
@@ -90,7 +93,7 @@ def generate_corpus(
             revision=revision,
             trust_remote_code=trust_remote_code,
         )
-    for some in generator.generate(left) if generator else []:
+    for some in generator.generate(left, phase) if generator else []:
         completions.update((completion.id, completion) for completion in some)
         if journal:
             journal.add(_packed(some))

@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from angelshare.energy.phases import Phase, unmetered
 from angelshare.teacher.models import load_config
 
 
@@ -38,8 +39,12 @@ class Completion:
 class Generator(Protocol):
     """A back end that answers prompts."""
 
-    def generate(self, prompts: Sequence[Prompt]) -> Iterator[list[Completion]]:
-        """Answers in any order, some at a time; a row's answer depends on no other row."""
+    def generate(
+        self, prompts: Sequence[Prompt], phase: Phase = unmetered
+    ) -> Iterator[list[Completion]]:
+        """Answers in any order, some at a time; a row's answer depends on no other row. ``phase``
+        is opened for reading prompts and for writing answers, where the back end keeps them apart.
+        """
         ...
 
 

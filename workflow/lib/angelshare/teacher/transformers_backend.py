@@ -21,6 +21,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from angelshare.energy.phases import Phase, prefill_then_decode, unmetered
 from angelshare.teacher.models import load_causal_lm
 from angelshare.teacher.prompts import Completion, Prompt, row_seed, stop_ids
 from angelshare.teacher.settings import DecodingSettings
@@ -61,25 +62,28 @@ class TransformersGenerator:
             pad_token_id=self._pad_id,
         )
 
-    def generate(self, prompts: Sequence[Prompt]) -> Iterator[list[Completion]]:
+    def generate(
+        self, prompts: Sequence[Prompt], phase: Phase = unmetered
+    ) -> Iterator[list[Completion]]:
         """Answers, a batch at a time, short prompts first."""
         ordered = sorted(prompts, key=lambda prompt: len(prompt.token_ids))
         for begin in range(0, len(ordered), self._settings.batch_size):
-            yield self._answer(ordered[begin : begin + self._settings.batch_size])
+            yield self._answer(ordered[begin : begin + self._settings.batch_size], phase)
 
     @torch.inference_mode()
-    def _answer(self, batch: Sequence[Prompt]) -> list[Completion]:
+    def _answer(self, batch: Sequence[Prompt], phase: Phase) -> list[Completion]:
         width = max(len(prompt.token_ids) for prompt in batch)
         ids_BT = torch.full((len(batch), width), self._pad_id)
         mask_BT = torch.zeros(len(batch), width, dtype=torch.long)
         for index, prompt in enumerate(batch):
             ids_BT[index, width - len(prompt.token_ids) :] = torch.tensor(prompt.token_ids)
             mask_BT[index, width - len(prompt.token_ids) :] = 1
-        output_BT = self._model.generate(  # type: ignore[operator]
-            input_ids=ids_BT.to(self._model.device),
-            attention_mask=mask_BT.to(self._model.device),
-            logits_processor=self._processors(batch),
-        )
+        with prefill_then_decode(phase, self._model):
+            output_BT = self._model.generate(  # type: ignore[operator]
+                input_ids=ids_BT.to(self._model.device),
+                attention_mask=mask_BT.to(self._model.device),
+                logits_processor=self._processors(batch),
+            )
         generated = output_BT[:, width:].tolist()
         return [
             self._completion(prompt, tokens)

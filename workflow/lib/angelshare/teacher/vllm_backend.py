@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase
 
+from angelshare.energy.phases import Phase, unmetered
 from angelshare.errors import AngelshareError
 from angelshare.teacher.models import DtypeName, default_device, load_config
 from angelshare.teacher.prompts import Completion, Prompt, row_seed, stop_ids
@@ -111,8 +112,11 @@ class VllmGenerator:
         padded = config.vocab_size > len(tokenizer)
         self._allowed = list(range(len(tokenizer))) if padded else None
 
-    def generate(self, prompts: Sequence[Prompt]) -> Iterator[list[Completion]]:
-        """Answers, up to 1,024 at a time; vLLM batches them itself."""
+    def generate(
+        self, prompts: Sequence[Prompt], phase: Phase = unmetered
+    ) -> Iterator[list[Completion]]:
+        """Answers, up to 1,024 at a time; vLLM batches them itself, and reads prompts in the
+        batches in which it continues answers: there are no phases."""
         from vllm.inputs import TokensPrompt
 
         for begin in range(0, len(prompts), PROMPTS_PER_CALL):
