@@ -2,6 +2,8 @@
 
 import json
 import re
+import zipfile
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -112,6 +114,22 @@ def test_the_report_stands_alone(finished):
     for name in ("frontier", "stages", "amortization"):
         assert (finished.folder / f"results/figures/{name}.svg").stat().st_size > 1000
         assert (finished.folder / f"results/figures/{name}.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_snakemakes_own_report_holds_the_figures_with_captions(finished, tmp_path):
+    finished.snakemake("all_frontiers", "--report", str(tmp_path / "report.zip"))
+    with zipfile.ZipFile(tmp_path / "report.zip") as packed:
+        files = [Path(name) for name in packed.namelist()]
+        (page,) = (name for name in files if len(name.parts) == 2)
+        text = packed.read(str(page)).decode()
+    results = json.loads(re.search(r"var results = (\{.*\});", text)[1])
+    for figure in ("frontier", "stages", "amortization", "sweeps"):
+        for kind in ("svg", "png", "pdf"):
+            shown = results[f"results/figures/{figure}.{kind}"]
+            assert shown["labels"] == {"what": figure, "format": kind}
+            assert len(shown["caption"]) > 50
+            assert page.parent / shown["data_uri"] in files
+    assert "report" in results["results/report.html"]["labels"].values()
 
 
 def test_every_student_has_a_card_that_the_hub_can_read(finished):

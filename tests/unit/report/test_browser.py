@@ -131,6 +131,34 @@ def test_nothing_failed_and_nothing_left_the_page(page: Browser) -> None:
     assert asked <= {"file", "data", "blob"}
 
 
+def test_nothing_is_wider_than_a_narrow_screen(demo_tables: Tables, tmp_path: Path) -> None:
+    row = {"id": "a", "job": "train_student[run=" + "x" * 90, "stage": "student_train"}
+    traces = pl.DataFrame(
+        [{**row, "component": "gpu0", "unit": "W", "t_s": float(t), "value": 9.0} for t in (0, 1)],
+        schema=demo_tables.traces.schema,
+    )
+    path = tmp_path / "report.html"
+    path.write_text(render(replace(demo_tables, traces=traces), title="narrow", facts={}))
+    with browser(tmp_path / "profile") as opened:
+        opened.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=390,
+            height=800,
+            deviceScaleFactor=1,
+            mobile=True,
+        )
+        opened.call("Page.navigate", url=path.as_uri())
+        opened.until("document.querySelectorAll('.js-plotly-plot').length === 4")
+        assert opened.run("document.documentElement.scrollWidth") == 390
+        panels = opened.run(
+            """(() => { const { xaxis, xaxis2, yaxis, yaxis2 } =
+              document.getElementById('amortization-chart')._fullLayout;
+              return [xaxis._length, xaxis2._length, yaxis.domain[0], yaxis2.domain[1]]; })()"""
+        )
+    assert min(panels[:2]) > 200
+    assert panels[2] > panels[3]
+
+
 def test_a_thousand_runs_are_quick(demo_tables: Tables, tmp_path: Path) -> None:
     """A page of 1,000 settings draws in seconds and answers a click in less than one."""
     many = pl.concat(

@@ -23,14 +23,28 @@ const narrow = () => document.documentElement.clientWidth < 640;
 const config = { responsive: true, displayModeBar: narrow() ? false : "hover", displaylogo: false, showSendToCloud: false, plotlyServerURL: "", modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
   toImageButtonOptions: { format: "svg", filename: "angelshare" } };
 const rounded = (value) => Number(value.toPrecision(3)).toLocaleString("en", { maximumSignificantDigits: 3 });
-/* 1, 2, 5 times powers of ten, written out: Plotly's own log ticks drop the power. */
+/* 1, 2, 5 (in a short range all digits, then even steps) times powers of ten, written out: Plotly's
+   own log ticks drop the power. */
 function logTicks(low, high) {
-  const ticks = [];
-  for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power += 1) {
-    for (const digit of [1, 2, 5]) ticks.push(digit * 10 ** power);
-  }
-  const inside = ticks.filter((tick) => tick >= low && tick <= high);
-  return { tickvals: inside, ticktext: inside.map(rounded) };
+  const between = (digits) => {
+    const ticks = [];
+    for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power += 1) {
+      for (const digit of digits) ticks.push(digit * 10 ** power);
+    }
+    return ticks.filter((tick) => tick >= low && tick <= high);
+  };
+  let ticks = between([1, 2, 5]);
+  if (ticks.length < 3) ticks = between([1, 2, 3, 4, 5, 6, 7, 8, 9]);
+  if (ticks.length < 3) ticks = [0.1, 0.3, 0.5, 0.7, 0.9].map((at) => Number((low + at * (high - low)).toPrecision(3)));
+  /* A tick too near to the one before it has no text. */
+  const near = 40 / Math.max(200, (paper || document.documentElement.clientWidth) - 150);
+  let last = -1;
+  const text = ticks.map((tick) => {
+    const at = Math.log(tick / low) / Math.log(high / low), free = at - last >= near;
+    if (free) last = at;
+    return free ? rounded(tick) : "";
+  });
+  return { tickvals: ticks, ticktext: text, tickangle: 0 };
 }
 const inPercent = (share) => share > 0.995 ? "> 99 %" : share < 0.005 ? "< 1 %" : `${Math.round(100 * share)} %`;
 
@@ -62,10 +76,9 @@ function hoverText(point, view, x, y, metric) {
 const FRONTIER_TALL = 480;
 
 /* Where each point's name goes, frontier first; a name that would cover another is left to hovering. */
-function labelPlaces(points, best, position) {
+function labelPlaces(points, best, across, up) {
   const chart = byId("frontier-chart"), wide = (paper || chart.clientWidth) - 90, tall = FRONTIER_TALL - 130;
-  const ys = points.map((p) => p.y), bottom = Math.min(...ys), span = (Math.max(...ys) - bottom) * 1.15 || 1;
-  const at = (p) => ({ x: position(p.x) * wide, y: (1 - (p.y - bottom) / span) * tall });
+  const at = (p) => ({ x: across(p.x) * wide, y: (1 - up(p.y)) * tall });
   const taken = points.map((p) => ({ x0: at(p).x - 6, x1: at(p).x + 6, y0: at(p).y - 6, y1: at(p).y + 6, own: p }));
   best.slice(1).forEach((p, i) => {
     const from = at(best[i]), to = at(p);
@@ -100,7 +113,11 @@ function drawFrontier() {
   const xs = points.map((p) => inUnit(p.x)).filter((x) => x > 0);
   const low = Math.min(...xs), high = Math.max(...xs);
   const range = log ? [Math.log10(low / 1.25), Math.log10(high * (high / low) ** 0.25 * 1.1)] : [0, high * 1.25];
-  const places = labelPlaces(points, best, (x) => ((log ? Math.log10(inUnit(x)) : inUnit(x)) - range[0]) / (range[1] - range[0]));
+  const bars = (p) => metric === "quality" && p.point.scoreLow.quality !== null ? [Math.max(0, p.point.scoreLow.quality), p.point.scoreHigh.quality] : [];
+  const ys = points.flatMap((p) => [p.y, ...bars(p)]), top = Math.max(...ys), bottom = Math.min(...ys);
+  const room = 0.06 * (top - bottom) || 0.1 * Math.abs(top) || 1, heights = [bottom - room, top + room];
+  const part = (value, [from, to]) => (value - from) / (to - from);
+  const places = labelPlaces(points, best, (x) => part(log ? Math.log10(inUnit(x)) : inUnit(x), range), (y) => part(y, heights));
   const traces = [{
     x: best.map((p) => inUnit(p.x)), y: best.map((p) => p.y), mode: "lines", name: "frontier (open marks are beaten)",
     line: { shape: "hv", color: "#57606a", width: 1.5 }, hoverinfo: "skip",
@@ -129,7 +146,7 @@ function drawFrontier() {
   }
   Plotly.react("frontier-chart", traces, layout(FRONTIER_TALL, {
     xaxis: axis(`energy per run (${unit.name})`, { type: log ? "log" : "linear", range, ...(log ? logTicks(10 ** range[0], 10 ** range[1]) : {}) }),
-    yaxis: axis(metric === "quality" ? "quality (share of the teacher's score)" : metric),
+    yaxis: axis(metric === "quality" ? "quality (share of the teacher's score)" : metric, { range: heights }),
     hovermode: "closest",
   }), config);
 }
