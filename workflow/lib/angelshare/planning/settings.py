@@ -11,8 +11,8 @@ class BudgetSettings(Settings):
     """What this team's jobs of this study may spend in all, failed attempts included."""
 
     kwh: float | None = Field(default=None, gt=0)
-    """A workflow whose plan does not fit is refused at its start, and jobs are refused once this is
-    spent; what is done stays whole, and a larger budget goes on from there. Null: no limit."""
+    """A workflow whose plan does not fit is refused at its start, and no job is started once this
+    is spent; what is done stays whole, and a larger budget goes on from there. Null: no limit."""
     device: str | None = None
     """The device that a plan assumes where neither records nor the prerun name one, such as
     ``H100``."""
