@@ -6,6 +6,7 @@ Scripts unpack Snakemake's object into plain values and come here; the library n
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import traceback
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from angelshare.config import Config, load_config
@@ -260,7 +261,8 @@ def job(
         gpus: how many GPUs the job was given; None measures all that are visible.
 
     Raises:
-        SystemExit: with status 1 after an `AngelshareError`, whose text was printed.
+        SystemExit: with status 1 after an `AngelshareError`, whose text was printed, and where a
+            disk is full.
     """
     _prepare_libraries(threads)
     report = Reporter(" ".join([rule, *(wildcards or {}).values()]), Path(log))
@@ -302,9 +304,16 @@ def job(
     except AngelshareError as error:
         report.say(f"error: {error}")
         raise SystemExit(1) from error
-    except Exception:
-        report.say(traceback.format_exc())
-        raise
+    except Exception as error:
+        if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            report.say(traceback.format_exc())
+            raise
+        where = f": {error.filename}" if error.filename else ""
+        report.say(
+            f"error: {error.strerror}{where}. The job works in {gettempdir()} and writes its "
+            "results at its end. Free space there, or point TMPDIR at a larger disk, and run again."
+        )
+        raise SystemExit(1) from error
 
 
 @contextmanager
