@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from past import put
 
+from angelshare.config import load_config
 from angelshare.planning.devices import find_device, processor
 from angelshare.planning.models import ModelSize, from_name, from_shape, of_model
 from angelshare.planning.predict import Predictor, fit_line
 from angelshare.planning.ranges import Range, common_sum, independent_sum
 from angelshare.planning.records import History, Observation
+from angelshare.planning.study_models import study_models
 from angelshare.planning.work import WorkItem
 
+ROOT = Path(__file__).parents[3]
 MODEL = ModelSize("m", 1_000_000, 4, 128, "shape")
 
 
@@ -65,6 +70,19 @@ def test_operations_per_token() -> None:
     assert MODEL.forward_flops(10, 0) == 10 * 2 * 1_000_000
     assert MODEL.forward_flops(1, 32) == 2_000_000 + 4 * 4 * 128 * 32
     assert MODEL.training_flops(1, 32) == 3 * MODEL.forward_flops(1, 32)
+    frozen = dataclasses.replace(MODEL, frozen=True)
+    assert frozen.training_flops(1, 32) == 2 * MODEL.forward_flops(1, 32)
+
+
+def test_a_low_rank_update_is_planned_as_one(tmp_path: Path) -> None:
+    shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    put(tmp_path / "config.json", {**shape, "vocab_size": 253, "intermediate_size": 128})
+    pretrained = {"init": {"model": str(tmp_path)}}
+    values = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
+    values["students"] |= {"whole": pretrained, "updated": {**pretrained, "lora": {"rank": 4}}}
+    models = study_models(load_config(values))
+    assert not models["student whole"].frozen  # type: ignore[union-attr]
+    assert models["student updated"].frozen  # type: ignore[union-attr]
 
 
 def test_a_line_is_found_again() -> None:

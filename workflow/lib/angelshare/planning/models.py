@@ -21,21 +21,23 @@ _NAMED_SIZE = re.compile(r"(?<![A-Za-z0-9.])(\d+(?:\.\d+)?)\s*([BbMm])(?![A-Za-z
 
 @dataclass(frozen=True, slots=True)
 class ModelSize:
-    """A model as far as its cost goes. `basis` says where the numbers come from."""
+    """A model as far as its cost goes. `basis` says where the numbers come from; of a `frozen` one
+    only a low-rank update is trained, too small to count."""
 
     name: str
     parameters: int
     layers: int
     width: int
     basis: str
+    frozen: bool = False
 
     def forward_flops(self, tokens: float, length: float) -> float:
         """Operations of a forward pass over `tokens` in sequences of `length`."""
         return tokens * (2.0 * self.parameters + 4.0 * self.layers * self.width * length)
 
     def training_flops(self, tokens: float, length: float) -> float:
-        """Operations of a forward and backward pass."""
-        return 3.0 * self.forward_flops(tokens, length)
+        """Operations of a forward and backward pass; frozen weights need no gradients."""
+        return (2.0 if self.frozen else 3.0) * self.forward_flops(tokens, length)
 
 
 def from_shape(name: str, shape: Mapping[str, Any], vocabulary: int) -> ModelSize:

@@ -195,12 +195,14 @@ def _runs(results: Path) -> Iterator[Observation]:
 
 
 def _student(training: Mapping[str, Any]) -> ModelSize:
-    init = training["recipe"]["init"]
+    recipe = training["recipe"]
+    init = recipe["init"]
     layers, width = init.get("layers"), init.get("hidden_size")
     if layers is None:
         named = from_name(str(init.get("hub", ""))) or from_name(f"{training['parameters']}M")
         layers, width = (named.layers, named.width) if named else (0, 0)
-    return ModelSize("student", int(training["parameters"]), layers, width, "training.json")
+    parameters, frozen = int(training["parameters"]), "lora" in recipe
+    return ModelSize("student", parameters, layers, width, "training.json", frozen)
 
 
 def _observed(

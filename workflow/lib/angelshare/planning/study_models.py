@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from angelshare.config import Config
@@ -27,7 +28,9 @@ def study_models(config: Config) -> dict[str, ModelSize | None]:
             vocabulary = config.tokenizers[student.tokenizer].vocab_size if student.tokenizer else 0
             found[f"student {name}"] = from_shape(name, student.init.model_dump(), vocabulary)
         else:
-            found[f"student {name}"] = of_model(student.init.model, student.init.revision)
+            found[f"student {name}"] = _updated(
+                of_model(student.init.model, student.init.revision), student.lora is not None
+            )
     for name, judge in config.judges.items():
         if judge.endpoint is None:
             found[f"judge {name}"] = of_model(judge.model, judge.revision)
@@ -35,6 +38,10 @@ def study_models(config: Config) -> dict[str, ModelSize | None]:
         if isinstance(teacher, AssistantTeacher):
             found[f"teacher {name}"] = found[f"student {teacher.student}"]
     return found
+
+
+def _updated(model: ModelSize | None, by_lora: bool) -> ModelSize | None:
+    return replace(model, frozen=True) if model is not None and by_lora else model
 
 
 def recipe_models(study: Study, models: Mapping[str, ModelSize | None]) -> dict[str, ModelSize]:
