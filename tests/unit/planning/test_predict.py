@@ -64,6 +64,13 @@ def test_sizes_from_config_and_name(tmp_path: Path) -> None:
     assert model is not None
     # OLMo-2-0425-1B: 1,484,916,736 parameters on its model card's weights.
     assert model.parameters == pytest.approx(1_484_916_736, rel=1e-4)
+    half = of_model(str(tmp_path), None, keep_layers=range(0, 16, 2))
+    assert half is not None
+    assert half.layers == 8
+    embeddings = 2 * 100352 * 2048
+    assert half.parameters == pytest.approx(
+        embeddings + (model.parameters - embeddings) / 2, rel=1e-4
+    )
 
 
 def test_operations_per_token() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,13 +47,20 @@ def from_shape(name: str, shape: Mapping[str, Any], vocabulary: int) -> ModelSiz
     return ModelSize(name, vocabulary * width + layers * block + width, layers, width, "shape")
 
 
-def of_model(name: str, revision: str | None) -> ModelSize | None:
+def of_model(
+    name: str, revision: str | None, keep_layers: Sequence[int] | None = None
+) -> ModelSize | None:
     """A pretrained model: from its `config.json` where the folder or the hub's cache has it, else
-    from the size in its name; None where neither says anything."""
+    from the size in its name; None where neither says anything.
+
+    With `keep_layers` of those layers alone; a name does not tell how many there are, so that its
+    size remains the whole model's.
+    """
+    kept = {"num_hidden_layers": len(keep_layers)} if keep_layers else {}
     for folder in (Path(name).expanduser(), hub_snapshot(name, revision)):
         if folder is not None and (folder / "config.json").is_file():
             try:
-                return _from_config(name, read_json(folder / "config.json"))
+                return _from_config(name, read_json(folder / "config.json") | kept)
             except (OSError, ValueError, KeyError, TypeError):
                 continue
     return from_name(name)

@@ -28,9 +28,9 @@ def study_models(config: Config) -> dict[str, ModelSize | None]:
             vocabulary = config.tokenizers[student.tokenizer].vocab_size if student.tokenizer else 0
             found[f"student {name}"] = from_shape(name, student.init.model_dump(), vocabulary)
         else:
-            found[f"student {name}"] = _updated(
-                of_model(student.init.model, student.init.revision), student.lora is not None
-            )
+            init = student.init
+            model = of_model(init.model, init.revision, init.keep_layers)
+            found[f"student {name}"] = _updated(model, student.lora is not None)
     for name, judge in config.judges.items():
         if judge.endpoint is None:
             found[f"judge {name}"] = of_model(judge.model, judge.revision)
