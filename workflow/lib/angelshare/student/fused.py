@@ -263,9 +263,9 @@ class _Buckets(NamedTuple):
     log_p_CK: Tensor
     log_q_CK: Tensor
     origin_C1: Tensor
-    """The student's best logit outside; what follows is relative to it."""
+    """The student's best logit of all."""
     log_partition_C1: Tensor
-    """Of the student."""
+    """Of the student, relative to ``origin_C1``: a small number, so q keeps its precision."""
     outside_sum_C1: Tensor
     """Of the exponentials of the tokens outside."""
 
@@ -284,7 +284,9 @@ def _buckets(logits_CV: Tensor, teacher: TopK, settings: LossSettings) -> _Bucke
     none_C1 = best_C1 == -torch.inf
     best_C1 = torch.where(none_C1, kept_Ck[:, :1], best_C1)
     outside_C1 = logits_CV.sub_(best_C1).exp_().sum(1, keepdim=True)
-    relative_CK = torch.cat([(kept_Ck - best_C1).where(used_Ck, NEVER), outside_C1.log()], 1)
+    origin_C1 = torch.maximum(best_C1, kept_Ck.amax(1, keepdim=True))
+    tail_C1 = outside_C1.log() + (best_C1 - origin_C1)
+    relative_CK = torch.cat([(kept_Ck - origin_C1).where(used_Ck, NEVER), tail_C1], 1)
     log_z_C1 = relative_CK.logsumexp(1, keepdim=True)
     log_tail_C1 = teacher.log_tail_T[:, None]
     if settings.divergence == "reverse_kl":
@@ -294,7 +296,7 @@ def _buckets(logits_CV: Tensor, teacher: TopK, settings: LossSettings) -> _Bucke
         token_ids_Ck=ids_Ck,
         log_p_CK=torch.cat([teacher.log_probs_Tk, log_tail_C1], 1).clamp(min=NEVER),
         log_q_CK=(relative_CK - log_z_C1).clamp(min=NEVER),
-        origin_C1=best_C1,
+        origin_C1=origin_C1,
         log_partition_C1=log_z_C1,
         outside_sum_C1=outside_C1.clamp(min=1),
     )
