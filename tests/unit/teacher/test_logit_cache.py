@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import duckdb
 import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
@@ -167,7 +168,6 @@ def test_others_read_the_file_by_what_its_metadata_say(tmp_path, monkeypatch) ->
 
 
 def test_duckdb_reads_the_file(tmp_path) -> None:
-    duckdb = pytest.importorskip("duckdb")
     for codec in (TOPK, DRAWS):
         rows = make_rows([1, 2, 3], codec=codec)
         path = tmp_path / f"{codec.name}.parquet"
