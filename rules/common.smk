@@ -363,6 +363,7 @@ def begin() -> None:
         raise WorkflowError(str(error))
 
 
+# The watch of this run; empty where none was started, as in a dry run.
 WATCHES = []
 
 
@@ -383,7 +384,7 @@ def watch_study() -> None:
         stop=workflow.scheduler.exit_gracefully,
     )
     WATCHES.append(watch)
-    WATCHES[0].start()
+    watch.start()
 
 
 def look_at_last() -> None:
