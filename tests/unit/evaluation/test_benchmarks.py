@@ -160,6 +160,18 @@ def test_quality_counts_one_metric_of_each_task(through_the_project: list[Score]
     }
 
 
+def test_a_task_outside_quality_is_recorded_alone(through_the_project: list[Score]) -> None:
+    records = [score.to_json() for score in through_the_project]
+    asked = [*(dict(one) for one in ASKED[1:]), {"task": "gsm8k_sample", "in_quality": False}]
+    settings = EvaluationSettings.model_validate({"tasks": asked})
+    assert counted(records, settings.tasks) == {"arc_sample_acc", "hellaswag_sample_acc"}
+    assert "gsm8k_sample" not in settings.counts
+    plain = EvaluationSettings.model_validate({"tasks": [*asked[:-1], "gsm8k_sample"]})
+    assert plain.identity() == settings.identity(), "nothing is evaluated again"
+    with pytest.raises(ValueError, match="no task is in_quality"):
+        EvaluationSettings.model_validate({"tasks": [{"task": "gsm8k", "in_quality": False}]})
+
+
 def test_a_metric_that_is_not_there_is_named_before_a_model_is_loaded(tasks: Path) -> None:
     with pytest.raises(AngelshareError, match=r"arc_sample has no f1; .* are acc \(none\), acc_n"):
         scored(Path("no/model"), tasks, {"task": "arc_sample", "metric": "f1"})

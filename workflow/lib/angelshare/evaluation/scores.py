@@ -68,14 +68,15 @@ def counted(records: Iterable[Mapping[str, Any]], tasks: Iterable[TaskSettings])
     Raises:
         AngelshareError: where a task's choice of metric and filter names no record.
     """
-    chosen = {task.task: (task.metric, task.filter) for task in tasks}
+    chosen = {task.task: task for task in tasks}
     by_task: dict[str, list[Mapping[str, Any]]] = {}
     for record in records:
         by_task.setdefault(record["task"], []).append(record)
     found = set()
     for task, offered in by_task.items():
-        one = choose(task, offered, *chosen.get(task, (None, None)))
-        if one["higher_is_better"]:
+        asked = chosen.get(task, TaskSettings(task=task))
+        one = choose(task, offered, asked.metric, asked.filter)
+        if asked.in_quality and one["higher_is_better"]:
             found.add(benchmark_of(one))
     return found
 

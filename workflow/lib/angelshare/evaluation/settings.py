@@ -34,6 +34,9 @@ class TaskSettings(Settings):
     filter: str | None = None
     """The answer filter that quality counts (``strict-match``, ``flexible-extract``); null: the
     first."""
+    in_quality: bool = True
+    """Whether quality counts this task at all. Scores are recorded all the same: for a benchmark
+    that the teacher itself can hardly do, where a ratio of two chances says nothing."""
 
 
 def _named(value: Any) -> Any:
@@ -72,6 +75,8 @@ class EvaluationSettings(Settings):
         names = self.names
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"tasks and judged name {twice[0]} twice: one entry each")
+        if not self.judged and not self.counts:
+            raise ValueError("no task is in_quality: quality needs one")
         return self
 
     @property
@@ -102,7 +107,7 @@ class EvaluationSettings(Settings):
     @property
     def counts(self) -> dict[str, list[str | None]]:
         """The metric and filter of each task that quality counts."""
-        return {task.task: [task.metric, task.filter] for task in self.tasks}
+        return {task.task: [task.metric, task.filter] for task in self.tasks if task.in_quality}
 
     def identity(self) -> dict[str, Any]:
         """What decides a score: the tasks as they are asked, wherever that was said."""
@@ -111,4 +116,4 @@ class EvaluationSettings(Settings):
 
 
 _COMMON = ("few_shot", "limit", "chat_template", "max_gen_toks")
-_COUNTED = ("metric", "filter")
+_COUNTED = ("metric", "filter", "in_quality")
