@@ -27,7 +27,7 @@ from torch.autograd.function import once_differentiable
 from angelshare.student.losses import NEVER, SMALLEST_TAIL, Mixture, TopK, divergence_of
 from angelshare.student.settings import LossSettings
 
-CHUNK_BYTES = {"cpu": 2**25, "cuda": 2**29}
+CHUNK_BYTES = {"cpu": 2**26, "cuda": 2**29}
 """Float32 logits of a chunk: large enough for the head's products to run at full speed."""
 
 
