@@ -48,7 +48,6 @@ rule account:
         machine=ancient("<results>/prerun/machine.json"),
         training=expand("<results>/students/{run}/training.json", run=STUDY.trainings),
         scores=expand("<results>/scores/{run}.json", run=STUDY.runs),
-        energy=expand("<results>/scores/{run}.energy.json", run=STUDY.runs),
         judged=expand(
             "<results>/judgements/{benchmark}/{run}.json",
             benchmark=STUDY.judged,
