@@ -25,7 +25,7 @@ from angelshare.overview import overview
 from angelshare.plans import ArtifactPlan
 from angelshare.recipes import canonical, make_recipe
 from angelshare.reuse import offers_for, sources
-from angelshare.revisions import require_resolved, unresolved
+from angelshare.revisions import unresolved
 from angelshare.store.offers import keep_offers, kept_offers
 
 try:
@@ -339,18 +339,11 @@ def accounting_recipe(wildcards) -> dict:
 def begin() -> None:
     """What a real run does before its first job: say what it will cost, and refuse or go on."""
     from angelshare.planning import workflow as planning
+    from angelshare.preflight import require_ready
     from angelshare.store.gc import register
 
     try:
-        require_resolved(CONFIG)
-        jobs = {rule for rule, _ in planned_jobs()}
-        if (
-            CONFIG.evaluation.harness_tasks
-            and {"evaluate_student", "evaluate_teacher"} & jobs
-        ):
-            from angelshare.evaluation.harness import refuse_unknown
-
-            refuse_unknown(CONFIG.evaluation)
+        require_ready(CONFIG, {rule for rule, _ in planned_jobs()})
         # Whoever collects garbage in the shared store must know what this configuration reaches.
         reached = [(plan.kind, plan.key) for plan in STUDY.artifacts.values()]
         configured = [str(path) for path in workflow.configfiles]

@@ -11,6 +11,8 @@ import yaml
 from angelshare.config import Config, load_config
 from angelshare.errors import AngelshareError
 from angelshare.evaluation.judges.settings import AlpacaEvalSettings
+from angelshare.files import publish_json
+from angelshare.gather import gather
 from angelshare.grid import plan_study
 from angelshare.planning.plan import make_plan
 from angelshare.plans import Study
@@ -126,6 +128,94 @@ def test_published_scores_must_be_of_a_task_that_is_asked(values: dict[str, Any]
     values["teachers"]["demo"]["scores"] = {"mt_bench": cited}
     with pytest.raises(AngelshareError, match=r"teachers.demo.scores: there is no 'mt_bench'"):
         load_config(values)
+
+
+CITED = {"score": 5.0, "stderr": 0.5, "source": "its card"}
+
+
+@pytest.fixture
+def pretrained(values: dict[str, Any]) -> dict[str, Any]:
+    """A teacher from a folder, asked two tasks and one judged benchmark; one student of it."""
+    Path("model").mkdir()
+    Path("model/config.json").write_text("{}")
+    values["teachers"] = {"big": {"model": "./model"}}
+    values["students"] = {"small": {"init": {"model": "./model"}}}
+    values["tokenizers"] = {}
+    values["evaluation"]["tasks"] = ["word_problems", "gsm8k"]
+    values["grid"] = [
+        {
+            "pipeline": pipeline,
+            "students": ["small"],
+            "datasets": ["problems"],
+            "teacher": "big",
+            "seeds": [1],
+        }
+        for pipeline in ("sft", "kd")
+    ]
+    return values
+
+
+def teacher_work(values: dict[str, Any]) -> dict[str, Any]:
+    """Of each kind of artifact that evaluates the teacher, what is asked."""
+    study = plan_study(load_config(values))
+    return {
+        plan.kind: [task["task"] for task in plan.recipe["evaluation"]["tasks"]]
+        if plan.kind == "scores"
+        else plan.recipe.get("benchmark")
+        for plan in study.artifacts.values()
+        if plan.kind in ("scores", "answers", "judgements")
+    }
+
+
+def test_a_teacher_is_evaluated_on_what_is_not_cited(pretrained: dict[str, Any]) -> None:
+    assert set(teacher_work(pretrained)) == {"scores", "answers", "judgements"}
+    before = keys(plan_study(load_config(pretrained)))
+    cited = pretrained["teachers"]["big"]["scores"] = {"word_problems": CITED}
+    assert teacher_work(pretrained)["scores"] == ["gsm8k"]
+    (scores,) = [
+        plan
+        for plan in plan_study(load_config(pretrained)).artifacts.values()
+        if plan.kind == "scores"
+    ]
+    assert [task.task for task in scores.settings.tasks] == ["gsm8k"], "what its job asks"
+    assert "dataset" not in scores.inputs, "no task asks a dataset any more"
+    cited["mt_bench_101"] = CITED
+    assert teacher_work(pretrained) == {"scores": ["gsm8k"]}
+    cited["gsm8k"] = CITED
+    assert teacher_work(pretrained) == {}
+    assert keys(plan_study(load_config(pretrained)))["runs"] == before["runs"]
+    plan = make_plan(
+        load_config(pretrained),
+        study := plan_study(load_config(pretrained)),
+        load_config(pretrained).store.open(),
+    )
+    rules = {one.item.rule for one in plan.predictions}
+    assert not {"evaluate_teacher", "answer_teacher", "judge_teacher"} & rules
+    assert {"evaluate_student", "answer_student", "judge_student"} <= rules
+    assert {run.compared_with_teacher for run in study.runs.values()} == {"big"}
+
+
+def test_quality_rests_on_cited_scores_where_nothing_of_the_teacher_is_measured(
+    pretrained: dict[str, Any],
+) -> None:
+    names = ("word_problems", "gsm8k", "mt_bench_101")
+    pretrained["teachers"]["big"]["scores"] = dict.fromkeys(names, CITED)
+    config = load_config(pretrained)
+    study = plan_study(config)
+    record = {"metric": "m", "filter": "none", "value": 4.0, "stderr": 0.1}
+    record |= {"higher_is_better": True, "problems_sha256": "0"}
+    training = {"trained_tokens": 1, "parameters": 1, "cross_entropy": 1.0}
+    for run in study.runs:
+        publish_json(Path("results/students", run, "training.json"), training)
+        scores = [{**record, "task": name} for name in names[:2]]
+        publish_json(Path("results/scores", f"{run}.json"), scores)
+        judged = Path("results/judgements/mt_bench_101", f"{run}.json")
+        publish_json(judged, [{**record, "task": names[2]}])
+    scores = [one for one in gather(config, study, config.store.open()).scores if one.in_quality]
+    assert len(scores) == 2 * 3
+    assert {(one.teacher_score, one.teacher_stderr, one.teacher_source) for one in scores} == {
+        (5.0, 0.5, "cited from its card")
+    }
 
 
 def test_a_local_judge_is_pinned_like_every_model_of_the_hub(values: dict[str, Any]) -> None:

@@ -31,7 +31,7 @@ def test_a_branch_plans_a_study_and_stops_a_run(grid) -> None:
     config = config_of(grid)
     assert plan_study(config).runs
     assert "allenai/OLMo-2-0325-32B-SFT (main)" in unresolved(config)
-    with pytest.raises(AngelshareError, match=r"10 hub names .*`angelshare resolve --config"):
+    with pytest.raises(AngelshareError, match=r"17 names .*`angelshare resolve --config"):
         require_resolved(config)
 
 
@@ -44,14 +44,15 @@ def test_resolving_writes_commits_and_leaves_the_rest(grid) -> None:
 
     before = grid.read_text()
     commits = resolve_file(grid, config_of(grid), resolve)
-    assert len(commits) == len(asked) == 10
+    assert len(commits) == len(asked) == 13
+    assert ("github", "github:open-compass/opencompass", "main") in asked
     assert ("model", "allenai/OLMo-2-0425-1B", "main") in asked
     assert ("dataset", "cais/mmlu", "main") in asked
     after = grid.read_text()
     assert f"  allenai/OLMo-2-0425-1B: {COMMIT}  # main\n" in after
     assert after.replace(f": {COMMIT}  # main", ": main") == before
     config = config_of(grid)
-    require_resolved(config)
+    assert all(name.endswith("(not fetched)") for name in unresolved(config))
     assert {revision for *_, revision in hub_entries(config)} == {COMMIT}
     assert resolve_file(grid, config, resolve) == {}
     assert set(plan_study(config).artifacts).isdisjoint(plan_study(config_of(GRID)).artifacts)

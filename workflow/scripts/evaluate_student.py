@@ -43,7 +43,7 @@ def evaluate(context: JobContext, model: Path) -> list[dict[str, Any]]:
             quantised=run.quantised,
         )
     context.checks.join()
-    if run.distilled and run.trained_as is None:
+    if run.distilled and run.trained_as is None and run.scores:
         context.record_consumer(run, [run.scores], sum(score.samples for score in scores))
     return [score.to_json() for score in scores]
 

@@ -230,6 +230,10 @@ class Config(Settings):
     revisions: dict[str, str] = {}
     """The commit of every hub name that states none itself. A branch or tag is good enough to plan
     with; before anything runs, ``angelshare resolve`` writes the commit in its place."""
+    files: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None] = {}
+    """The sha256 of every file that is named by its repository (``hub:owner/dataset/path``,
+    ``github:owner/repository/path``; the latter's commit is ``github:owner/repository`` under
+    ``revisions``). Null until ``angelshare resolve`` has fetched the file and writes it here."""
     benchmarks: dict[str, BenchmarkSource] = {}
     """Evaluation sets that the training data are searched for, by name. The report of each dataset
     lies in ``<results>/overlap/``; it changes no artifact."""

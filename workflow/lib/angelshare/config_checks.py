@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ValidationError
 
 from angelshare.errors import AngelshareError
+from angelshare.published import published
 from angelshare.revisions import is_local
 from angelshare.settings import Settings
 from angelshare.student.settings import ScratchStudent, TrainingSettings
@@ -169,8 +170,11 @@ def unusable_judges(config: Config) -> Iterator[str]:
             yield f"{where}: it needs a package in this release: pip install {one.needs}."
         for field in one.files:
             path = getattr(one, field)
-            if not Path(path).is_file():
-                yield f"{where}.{field}: there is no file {path!r}."
+            if published(path) is None and not Path(path).is_file():
+                yield (
+                    f"{where}.{field}: there is no file {path!r}. Name one, or one that a "
+                    "repository publishes: hub:OWNER/DATASET/PATH or github:OWNER/REPOSITORY/PATH."
+                )
     asked = dict.fromkeys(config.evaluation.names)
     for teacher in config.teachers:
         for task in config.cited_scores(teacher):

@@ -130,7 +130,7 @@ def _scores(
     for one in config.evaluation.judged:
         records += read_json(Path(config.results, "judgements", one.benchmark, f"{run.name}.json"))
     in_quality = counted(records, config.evaluation.tasks)
-    cited = config.cited_scores(run.scores.name if run.scores else None)
+    cited = config.cited_scores(run.compared_with_teacher)
     found = []
     for record in records:
         name = benchmark_of(record)

@@ -11,12 +11,16 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from angelshare.config import Config, GridBlock, block_of
 from angelshare.data.settings import AnswerFilter, DataSource
+from angelshare.errors import AngelshareError
+from angelshare.evaluation.settings import EvaluationSettings
 from angelshare.fingerprints import Fingerprints
 from angelshare.plans import ArtifactPlan, Judged, RunPlan, Study, cache_roles
+from angelshare.published import published
 from angelshare.recipes import Recipe, make_recipe, recipe_key
 from angelshare.settings import Settings
 from angelshare.student.settings import TrainingSettings
@@ -32,7 +36,7 @@ from angelshare.teacher.settings import (
 def plan_study(config: Config) -> Study:
     """Expand the configuration's grid into artifacts and runs. Reads no artifact."""
     planner = _Planner(config)
-    study = Study(evaluation=planner.evaluation(), judged=planner.judged())
+    study = Study(evaluation=planner.evaluation(config.evaluation), judged=planner.judged())
     for block in config.grid:
         for run in planner.runs(block):
             study.runs[run.name] = run
@@ -239,17 +243,21 @@ class _Planner:
         )
 
     @_once
-    def scores(self, dataset: str, teacher: str) -> ArtifactPlan:
-        """The teacher's scores; one artifact for all datasets unless a task asks one of them."""
+    def scores(self, dataset: str, teacher: str) -> ArtifactPlan | None:
+        """The teacher's scores of what is not cited, if there is any such task; one artifact for
+        all datasets unless a task asks one of them."""
+        settings = self.config.evaluation.without(self.config.cited_scores(teacher))
+        if not settings.tasks:
+            return None
         inputs, named = self.teacher(teacher)
-        own = self.config.evaluation.own_tasks
+        own = settings.own_tasks
         return self.artifact(
             "scores",
             teacher,
             {**inputs, "dataset": self.dataset(dataset)} if own else inputs,
-            self.config.evaluation,
+            settings,
             label=f"{teacher} on {dataset}" if own else f"{teacher} on the benchmarks",
-            evaluation=self.evaluation(),
+            evaluation=self.evaluation(settings),
             **named,
         )
 
@@ -258,23 +266,39 @@ class _Planner:
         """What a recipe says of a student's initial weights."""
         return self.fingerprints.student(self.config.students[student].init)
 
-    def evaluation(self) -> Recipe:
+    def evaluation(self, settings: EvaluationSettings) -> Recipe:
         """What decides a score besides the model and the dataset."""
-        settings = self.config.evaluation
         recipe = settings.identity()
         if settings.task_folder is not None:
             recipe["task_folder"] = {"sha256": self.fingerprints.folder(settings.task_folder)}
         return recipe
 
+    def located(self, name: str) -> tuple[Path, dict[str, Any]]:
+        """Where a file lies, and what a recipe says of its content.
+
+        A published file that was not fetched yet is known by its sha256 in the configuration, or
+        provisionally by its name. `AngelshareError` where the file is not that one.
+        """
+        file = published(name)
+        if file is None:
+            return Path(name), {"sha256": self.fingerprints.file(name)}
+        revision, known = self.config.revisions[file.revision_name], self.config.files[name]
+        place = file.place(revision)
+        if known and place.is_file() and self.fingerprints.file(place) != known:
+            raise AngelshareError(
+                f"{place} is not the file that was fetched: its sha256 is not the one under files. "
+                "Run `angelshare resolve`, which fetches it again"
+            )
+        return place, {"sha256": known} if known else {"published": name, "revision": revision}
+
     @_once
     def judged(self) -> dict[str, Judged]:
         """The judged benchmarks, with what decides their answers and verdicts."""
         found: dict[str, Judged] = {}
-        for settings in self.config.evaluation.judged:
-            files = {
-                name: {"sha256": self.fingerprints.file(getattr(settings, name))}
-                for name in settings.files
-            }
+        for named in self.config.evaluation.judged:
+            located = {name: self.located(getattr(named, name)) for name in named.files}
+            settings = named.model_copy(update={n: str(path) for n, (path, _) in located.items()})
+            files = {name: content for name, (_, content) in located.items()}
             asked_from = {name: files[name] for name in settings.asked_from}
             judge = self.config.judges[settings.judge]
             who = judge.identity()
@@ -295,10 +319,12 @@ class _Planner:
 
     @_once
     def judgements(self, teacher: str) -> dict[str, ArtifactPlan]:
-        """The judgements of a teacher's answers, by benchmark."""
+        """The judgements of a teacher's answers, by benchmark; of those that are not cited."""
         inputs, named = self.teacher(teacher)
-        found = {}
+        found, cited = {}, self.config.cited_scores(teacher)
         for name, judged in self.judged().items():
+            if name in cited:
+                continue
             label = f"{teacher} on {name}"
             answers = self.artifact(
                 "answers", teacher, inputs, judged.settings, label=label, **judged.answers, **named
@@ -406,6 +432,7 @@ class _Planner:
             training=training,
             loss=loss,
             inputs=inputs,
+            compared_with_teacher=judging,
             scores=self.scores(data.name, judging) if judging else None,
             judged=self.judgements(judging) if judging else {},
         )

@@ -112,10 +112,12 @@ class RunPlan:
     inputs: dict[str, ArtifactPlan]
     """The artifacts it reads, by role: ``dataset``, ``tokenizer`` and ``TEACHER_ROLES``; of further
     teachers ``logits_2`` and so on."""
+    compared_with_teacher: str | None
+    """Whose scores its quality is relative to: its teacher, or the first of its teacher's chain."""
     scores: ArtifactPlan | None
-    """The teacher's own scores, which say what its quality is relative to."""
+    """That teacher's own scores; None where there is no teacher, or all of them are cited."""
     judged: dict[str, ArtifactPlan]
-    """The judgements of the teacher's own answers, by benchmark."""
+    """The judgements of that teacher's own answers, by benchmark; none that are cited."""
     quantised: str | None = None
     """The precision in which its model is scored; None: that of its weights."""
     trained_as: str | None = None

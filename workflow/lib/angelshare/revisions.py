@@ -3,7 +3,8 @@
 A recipe must say which weights and rows it speaks of, and a branch or tag moves. A configuration
 may still be planned with one, without a network: keys are then provisional, and `unresolved` lists
 what stands in the way of a run. `resolve_file` asks the hub once and writes the commits into the
-configuration's ``revisions`` section, so that the file says what was run.
+configuration's ``revisions`` section, so that the file says what was run. The same holds for the
+repositories of `angelshare.published` files.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from angelshare.errors import AngelshareError
 from angelshare.files import publish_bytes
+from angelshare.published import ask_github, published_files, rewritten, unfetched, unpinned
 from angelshare.settings import Settings
 
 if TYPE_CHECKING:
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 Resolve = Callable[[str, str, str], str]
-"""Takes ``model`` or ``dataset``, a hub name and a branch, tag or commit; gives the commit."""
+"""Takes ``model``, ``dataset`` or ``github``, a name and a branch, tag or commit; gives the
+commit."""
 Entry = TypeVar("Entry", bound=Settings)
 
 
@@ -56,7 +59,14 @@ def filled(config: Config) -> Config:
 
 
 def hub_entries(config: Config) -> Iterator[tuple[str, str, str, str | None]]:
-    """Every hub name of a configuration: where it stands, its type, the name, its revision."""
+    """Every name that means a commit: where it stands, its type, the name, its revision."""
+    yield from _entries(config)
+    for where, file in published_files(config):
+        yield where, file.kind, file.revision_name, config.revisions.get(file.revision_name)
+
+
+def _entries(config: Config) -> Iterator[tuple[str, str, str, str | None]]:
+    """Those of models and data sets."""
     sections: dict[str, tuple[str, Mapping[str, Any]]] = {
         "datasets": ("dataset", config.datasets),
         "benchmarks": ("dataset", config.benchmarks),
@@ -72,34 +82,43 @@ def hub_entries(config: Config) -> Iterator[tuple[str, str, str, str | None]]:
 
 
 def missing(config: Config) -> Iterator[str]:
-    """One line per hub name without any revision."""
-    for where, _, name, revision in hub_entries(config):
+    """One line per name without any revision, and per published file without a line of its own."""
+    for where, _, name, revision in _entries(config):
         if revision is None:
             yield (
                 f"{where}.revision is missing: name the hub commit of {name}, or write "
                 f"`{name}: main` under revisions and run `angelshare resolve`."
             )
+    yield from unpinned(config)
 
 
 def unresolved(config: Config) -> list[str]:
-    """Hub names that are still pinned to a branch or tag, as ``name (main)``."""
+    """What is not pinned yet: names at a branch or tag, as ``name (main)``, and published files
+    that were never fetched."""
     found = {
         f"{name} ({revision})"
         for _, _, name, revision in hub_entries(config)
         if revision is not None and not COMMIT.fullmatch(revision)
     }
-    return sorted(found)
+    return [*sorted(found), *unfetched(config)]
 
 
 def require_resolved(config: Config) -> None:
-    """``AngelshareError`` when a hub name means no commit yet: what would run could change."""
+    """``AngelshareError`` when a name means no commit or content yet: it could mean another."""
     names = unresolved(config)
     if names:
         raise AngelshareError(
-            f"{len(names)} hub names are pinned to a branch or tag, which can move: "
+            f"{len(names)} names are pinned to a branch or tag, which can move, or to nothing: "
             f"{', '.join(names)}. Run `angelshare resolve --config FILE` once, on a machine that "
-            "reaches the hub: it writes the commits into the file's revisions."
+            "reaches the hub: it writes commits and digests into the file, and fetches the files."
         )
+
+
+def ask(kind: str, name: str, revision: str) -> str:
+    """The commit of a name at a branch or tag, from the hub or from GitHub."""
+    if kind == "github":
+        return ask_github(name.partition(":")[2], revision)
+    return ask_hub(kind, name, revision)
 
 
 def ask_hub(kind: str, name: str, revision: str) -> str:
@@ -118,7 +137,7 @@ def ask_hub(kind: str, name: str, revision: str) -> str:
     return str(info.sha)
 
 
-def resolve_file(path: Path, config: Config, resolve: Resolve = ask_hub) -> dict[str, str]:
+def resolve_file(path: Path, config: Config, resolve: Resolve = ask) -> dict[str, str]:
     """Write the commit of every branch or tag under ``revisions`` of ``path``; return them by name.
 
     The rest of the file, comments included, stays as it is; the branch is kept as a comment.
@@ -129,13 +148,9 @@ def resolve_file(path: Path, config: Config, resolve: Resolve = ask_hub) -> dict
         if revision is None or COMMIT.fullmatch(revision) or name in commits:
             continue
         commits[name] = resolve(kind, name, revision)
-        line = re.compile(
-            rf"""^(?P<head>[ \t]+["']?{re.escape(name)}["']?:[ \t]*)"""
-            rf"""["']?{re.escape(revision)}["']?[ \t]*(?:#.*)?$""",
-            re.MULTILINE,
-        )
-        text, count = line.subn(rf"\g<head>{commits[name]}  # {revision}", text)
-        if not count:
+        before = text
+        text = rewritten(text, name, revision, f"{commits[name]}  # {revision}")
+        if text == before:
             raise AngelshareError(
                 f"{path}: {where} states the revision {revision!r} itself. Move it to a line "
                 f"`{name}: {revision}` under revisions, which this command rewrites."

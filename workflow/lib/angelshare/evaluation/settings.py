@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -108,6 +109,12 @@ class EvaluationSettings(Settings):
     def counts(self) -> dict[str, list[str | None]]:
         """The metric and filter of each task that quality counts."""
         return {task.task: [task.metric, task.filter] for task in self.tasks if task.in_quality}
+
+    def without(self, names: Collection[str]) -> EvaluationSettings:
+        """These settings without the tasks and judged benchmarks of these names."""
+        tasks = [task for task in self.tasks if task.task not in names]
+        judged = [one for one in self.judged if one.benchmark not in names]
+        return self.model_copy(update={"tasks": tasks, "judged": judged})
 
     def identity(self) -> dict[str, Any]:
         """What decides a score: the tasks as they are asked, wherever that was said."""

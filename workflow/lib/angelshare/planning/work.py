@@ -15,13 +15,14 @@ from typing import Any
 
 from angelshare.config import Config
 from angelshare.evaluation.judges.settings import JudgedSettings
-from angelshare.evaluation.settings import OWN_TASKS
+from angelshare.evaluation.settings import OWN_TASKS, EvaluationSettings
 from angelshare.planning.models import ModelSize
 from angelshare.planning.ranges import Range
 from angelshare.planning.records import History, operations
 from angelshare.planning.study_models import study_models
 from angelshare.plans import WORK, ArtifactPlan, RunPlan, Study
 from angelshare.reuse import sources
+from angelshare.settings import Settings
 from angelshare.store.artifacts import ArtifactStore
 
 _ASSUMED = Range(0.5, 0.1, 1.0)
@@ -187,7 +188,7 @@ class WorkList:
         if plan.kind == "model":
             return float(plan.recipe["settings"]["steps"] * plan.recipe["settings"]["batch_size"])
         if plan.kind == "scores":
-            return self._problems(plan.inputs.get("dataset"))[0]
+            return self._problems(plan.inputs.get("dataset"), plan.settings)[0]
         if plan.kind in ("answers", "judgements"):
             return None
         if "splits" not in plan.recipe:
@@ -216,7 +217,7 @@ class WorkList:
         if plan.kind == "scores":
             dataset = plan.inputs.get("dataset")
             seen = self._seen("teacher_evaluate", dataset.key) if dataset else None
-            return seen or self._problems(dataset)[1]
+            return seen or self._problems(dataset, plan.settings)[1]
         if plan.kind == "corpus":
             longest = 2.0 * plan.recipe["decoding"]["max_new_tokens"]
             seen = self._seen("teacher_generation", plan.inputs["sequences"].key)
@@ -239,12 +240,12 @@ class WorkList:
         factor = max(1.1, max(found) / mean, mean / min(found))
         return Range(mean, mean / factor, mean * factor)
 
-    def _problems(self, dataset: ArtifactPlan | None) -> tuple[float, Range]:
+    def _problems(self, dataset: ArtifactPlan | None, settings: Settings) -> tuple[float, Range]:
         """Problems of an evaluation, and the tokens that each takes through the model.
 
         ``dataset`` is the one that the project's own tasks ask, if there are any.
         """
-        settings = self.config.evaluation
+        assert isinstance(settings, EvaluationSettings)
         rows, tokens = 0.0, Range.exactly(0.0)
         for task in settings.resolved():
             if task.task in OWN_TASKS and dataset is not None:
@@ -297,7 +298,7 @@ class WorkList:
 
     def _evaluation(self, run: RunPlan) -> WorkItem:
         dataset = run.inputs["dataset"]
-        rows, per_row = self._problems(dataset)
+        rows, per_row = self._problems(dataset, self.config.evaluation)
         per_row = self._seen("evaluate", dataset.key) or per_row
         return self._item(
             "evaluate_student",

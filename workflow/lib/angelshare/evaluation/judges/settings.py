@@ -61,7 +61,8 @@ class JudgedSettings(Settings):
     execution = frozenset({"judge", "batch_size"})
 
     files: ClassVar[tuple[str, ...]]
-    """The fields that name files; recipes know these by their content."""
+    """The fields that name files, by path or by the repository that publishes them
+    (`angelshare.published`); recipes know these by their content."""
     asked_from: ClassVar[tuple[str, ...]]
     """Those of them that decide what a model is asked; the others only decide the verdicts."""
 
