@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from transformers import Olmo2ForCausalLM
 
 from angelshare.data.sequences import Encoded
-from angelshare.student.dataset import Example, TeacherTargets, collator
+from angelshare.student.cached import TeacherTargets
+from angelshare.student.dataset import Example, collator
 from angelshare.student.losses import at_temperature
 from angelshare.student.settings import LossSettings
 from angelshare.student.train import BATCHES_AHEAD

@@ -144,9 +144,52 @@ def test_a_student_with_another_tokenizer_is_refused_before_the_teachers_pass(va
     message = problems(values)
     assert "grid[1]: student 'tiny' reads with tokenizer 'same', teacher 'demo' with" in message
     assert "distil from a synthetic corpus" in message
+    assert "compare ranks instead of tokens (loss: {divergence: uld}" in message
     assert len(message.splitlines()) == 2
+    edit(values, "pipelines.kd.loss", {"divergence": "uld"})
+    load_config(values)
+    edit(values, "states", {"last": {"layers": 1}})
+    edit(values, "pipelines.kd.features", "last")
+    message = problems(values)
+    assert "another token. Give the student tokenizer 'demo', or distil from a synthetic" in message
+    assert "divergence" not in message  # vectors have no ranks
     values["grid"] = [block for block in values["grid"] if block["pipeline"] != "kd"]
     load_config(values)  # sequences may be read by another tokenizer
+
+
+def test_a_distance_by_rank_shares_the_teacher_s_cache_and_reads_its_tokenizer(values):
+    edit(values, "tokenizers.other", {"dataset": "problems", "vocab_size": 128})
+    edit(values, "students.foreign", {**values["students"]["tiny"], "tokenizer": "other"})
+    edit(
+        values, "pipelines.uld", {"data": "dataset", "logits": True, "loss": {"divergence": "uld"}}
+    )
+    before = study_of(values)
+    values["grid"].append({**values["grid"][1], "pipeline": "uld", "students": ["foreign"]})
+    study = study_of(values)
+    assert set(before.runs) < set(study.runs)
+    runs = [run for run in study.runs.values() if run.pipeline == "uld"]
+    new = [study.artifacts[key] for key in set(study.artifacts) - set(before.artifacts)]
+    assert [(plan.kind, plan.name) for plan in new] == [("tokenizer", "other")]
+    for run in runs:
+        assert run.inputs["logits"].key in before.artifacts
+        assert run.inputs["tokenizer"].name == "other"
+        assert run.inputs["teacher_tokenizer"].name == "demo"
+        assert run.recipe["loss"]["divergence"] == run.loss.divergence == "uld"
+        assert run.loss.alpha == values["loss"]["alpha"]
+    for run in before.runs.values():
+        assert "teacher_tokenizer" not in run.inputs
+
+
+def test_a_pipeline_s_own_loss_is_checked_where_it_stands(values, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    edit(values, "pipelines.kd.loss", {"divergence": "ULD", "temprature": 1.0})
+    message = problems(values)
+    assert "pipelines.kd.loss.divergence must be 'forward_kl', 'reverse_kl'" in message
+    assert (
+        "pipelines.kd.loss.temprature is not a known key (did you mean 'temperature'?)" in message
+    )
+    edit(values, "pipelines.kd.loss", {"temperature": 3.0})
+    assert "loss.temperature 3.0 is not one that the logit cache keeps" in problems(values)
 
 
 def test_what_vllm_cannot_give_is_refused_before_any_job(values, monkeypatch):

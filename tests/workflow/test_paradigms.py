@@ -1,4 +1,5 @@
-"""The grid of paradigms, reduced: every paradigm, and a run that reads all that a teacher made."""
+"""The grid of paradigms, reduced: every paradigm, a run that reads all that a teacher made, and a
+student with another tokenizer, which is scored in 8 bits too."""
 
 import json
 
@@ -13,7 +14,8 @@ READ = ["corpus", "logits", "states", "states"]
 
 @pytest.fixture(scope="module")
 def paradigms(tmp_path_factory) -> Checkout:
-    """Two students of everything at once, and one of hidden states alone over the same corpus."""
+    """Two students of everything at once, one of hidden states alone over the same corpus, and one
+    of the same corpus and logits that reads with a tokenizer of its own."""
     values = yaml.safe_load((ROOT / "config/grids/paradigms.yaml").read_text())
     values["datasets"]["problems"].update(labelled=24, unlabelled=16, validation=16, test=8)
     values["teachers"]["demo"]["demo"].update(problems=400, steps=30)
@@ -22,11 +24,17 @@ def paradigms(tmp_path_factory) -> Checkout:
     values["pipelines"] = {
         "all": {**values["pipelines"]["together"], "data": "corpus"},
         "feature": {**values["pipelines"]["feature"], "data": "corpus"},
+        "uld": {"data": "corpus", "logits": True, "loss": {"divergence": "uld", "alpha": 0.4}},
     }
+    values["tokenizers"]["other"] = {"dataset": "problems", "vocab_size": 128}
+    foreign = {**values["students"]["tiny"], "tokenizer": "other", "quantised": "int8"}
+    values["students"]["foreign"] = foreign
     block = {**values["grid"][0], "seeds": [1]}
     values["grid"] = [
         {**block, "pipeline": "all", "seeds": [1, 2]},
         {**block, "pipeline": "feature"},
+        # Its tokens are shorter, so a sequence has more of them than the teacher's cache.
+        {**block, "pipeline": "uld", "students": ["foreign"], "training": {"max_length": 128}},
     ]
     checkout = Checkout.fresh(tmp_path_factory.mktemp("paradigms") / "checkout")
     (checkout.folder / "config/config.yaml").write_text(yaml.safe_dump(values))
@@ -49,7 +57,8 @@ def test_a_run_is_a_consumer_of_all_it_read_and_shares_are_conserved(paradigms):
     for artifact in artifacts.iter_rows(named=True):
         read = paradigms.folder / f"artifacts/{artifact['kind']}/{artifact['key']}/consumers"
         consumers = len(list(read.glob("*.json")))
-        assert consumers in (2, 3)
+        assert consumers == {"corpus": 4, "logits": 3}.get(artifact["kind"], consumers)
+        assert consumers in (2, 3, 4)
         own = shares.filter(pl.col("key") == artifact["key"])
         assert len(own) == consumers
         assert own["share_j"].sum() == pytest.approx(artifact["energy_j"], rel=1e-9)
@@ -62,6 +71,8 @@ def test_a_run_is_a_consumer_of_all_it_read_and_shares_are_conserved(paradigms):
 def test_terms_and_pairs_are_reported_and_projectors_published(paradigms):
     for folder in (paradigms.folder / "results/paradigms/students").iterdir():
         training = json.loads((folder / "training.json").read_text())
+        if folder.name.startswith("uld-"):
+            continue
         everything = folder.name.startswith("all-")
         logged = {name for entry in training["history"] for name in entry}
         assert "feature_loss" in logged
@@ -73,6 +84,44 @@ def test_terms_and_pairs_are_reported_and_projectors_published(paradigms):
             assert pairs == {None, sum(n * (n - 1) / 2 for n in steps) / 2}
         assert (folder / "projector.safetensors").stat().st_size > 1000
         assert not (folder / "model/projector.safetensors").exists()
+
+
+def test_a_student_with_another_tokenizer_learns_from_the_same_cache(paradigms):
+    (folder,) = (paradigms.folder / "results/paradigms/students").glob("uld-*")
+    training = json.loads((folder / "training.json").read_text())
+    (paired,) = training["paired"]
+    assert 0.3 < paired <= 1
+    assert training["cross_entropy"] < training["untrained_cross_entropy"]
+    shares = table(paradigms, "shares").filter(pl.col("run") == folder.name)
+    assert {"corpus", "logits"} < set(shares["kind"])
+    assert json.loads((folder / "model/config.json").read_text())["vocab_size"] < 256
+
+
+def test_a_quantised_point_has_its_own_inference_and_its_run_s_one_training(paradigms):
+    runs = table(paradigms, "runs").filter(pl.col("pipeline") == "uld").sort("run")
+    plain, quantised = runs.iter_rows(named=True)
+    assert (plain["student"], quantised["student"]) == ("foreign", "foreign int8")
+    assert quantised["run"] == f"{plain['run']}-int8"
+    attempts = table(paradigms, "attempts")
+    of_stage = {
+        (run, stage): energy_j
+        for run, stage, energy_j in attempts.group_by("run", "stage")
+        .agg(pl.col("energy_j").sum())
+        .iter_rows()
+    }
+    assert {stage for run, stage in of_stage if run == quantised["run"]} == {"evaluate"}
+    training_j = of_stage[plain["run"], "student_train"]
+    for point in (plain, quantised):
+        own_j = of_stage[point["run"], "evaluate"]
+        assert own_j > 0
+        assert point["student_only_j"] == pytest.approx(training_j + own_j)
+        assert point["inference_j_per_token"] > 0
+        for view in ("amortized_j", "one_off_j"):
+            upstream_j = point[view] - point["student_only_j"]
+            assert upstream_j == pytest.approx(plain[view] - plain["student_only_j"])
+    assert quantised["inference_j_per_token"] != plain["inference_j_per_token"]
+    assert "uld foreign int8" in set(table(paradigms, "summary")["setting"])
+    assert quantised["run"] not in set(table(paradigms, "shares")["run"])
 
 
 def test_a_second_run_has_nothing_to_do_and_the_store_is_whole(paradigms):

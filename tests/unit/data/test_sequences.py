@@ -7,10 +7,11 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from angelshare.data.sequences import encode, encode_table, prompt_ids
+from angelshare.data.sequences import encode, encode_table, encode_with_places, prompt_ids
 from angelshare.data.tables import sequence_table
 from angelshare.errors import AngelshareError
 
@@ -130,3 +131,43 @@ def test_targets_spell_the_answers(tokenizer, contents: list[str]) -> None:
     chosen = [i for i, t in zip(encoded.input_ids, encoded.targets, strict=True) if t]
     answers = [message["content"] for message in messages if message["role"] == "assistant"]
     assert tokenizer.decode(chosen) == "".join(answer + "<eos>" for answer in answers)
+
+
+def places(tokenizer, messages, max_length: int = 99) -> list[tuple[int, int] | None]:
+    found = encode_with_places(tokenizer, messages, max_length)
+    assert found is not None
+    encoded, listed = found
+    assert encoded == encode(tokenizer, messages, max_length)
+    assert len(listed) == sum(encoded.targets)
+    return [None if place is None else tuple(place) for place in listed]
+
+
+def test_places_count_the_characters_of_each_answer(letters) -> None:
+    """Of "abc" the first token is "ab"; what ends a turn stands behind the whole answer."""
+    assert places(letters, turns("a", "abc", "b", "d")) == [(0, 0), (0, 2), (0, 3), (1, 0), (1, 1)]
+    assert places(letters, turns("a", "abc"), 5) == [(0, 0), (0, 2)]
+    assert encode_with_places(letters, turns("a", "abc"), 3) is None
+
+
+def test_a_template_s_own_tokens_have_no_place(letters) -> None:
+    """White space of the template is passed over, its words are nobody's; one token ends a turn."""
+    plain = places(letters, turns("a", "cd"))
+    letters.chat_template = TEMPLATE.replace("~ m.content", "~ '\\n' ~ m.content")
+    assert places(letters, turns("a", "cd")) == [None, *plain]
+    letters.chat_template = TEMPLATE.replace("{{ eos_token }}", "{{ '\\n' ~ eos_token }}")
+    assert places(letters, turns("a", "cd")) == [*plain, None]
+    letters.chat_template = TEMPLATE.replace("~ m.content", "~ 'b\\n' ~ m.content")
+    assert places(letters, turns("a", "cd")) == [None, None, *plain]
+    letters.chat_template = TEMPLATE.replace("~ m.content", "~ m.content.replace('c', 'b')")
+    assert places(letters, turns("a", "cd")) == [None, None, None]
+
+
+def test_tokens_within_a_character_have_no_place() -> None:
+    """Bytes of one character share its offsets; trimmed offsets leave out a word's space."""
+    backend = Tokenizer(models.BPE({c: n for n, c in enumerate(bytes_to_unicode().values())}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.post_processor = processors.ByteLevel(trim_offsets=True)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="!")
+    tokenizer.chat_template = TEMPLATE
+    found = places(tokenizer, turns("a", "h€ b"))
+    assert found == [(0, 0), (0, 1), None, None, (0, 2), (0, 3), (0, 4)]

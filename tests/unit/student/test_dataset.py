@@ -13,11 +13,11 @@ from angelshare.data.sequences import Encoded
 from angelshare.data.tables import in_splits
 from angelshare.data.tokenizer import tokenizer_digest
 from angelshare.errors import AngelshareError
+from angelshare.student.cached import TeacherTargets
 from angelshare.student.dataset import (
     DistilledDataset,
     EncodedDataset,
     Example,
-    TeacherTargets,
     collator,
 )
 from angelshare.student.losses import IGNORED

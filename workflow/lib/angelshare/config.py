@@ -141,6 +141,8 @@ class PipelineSettings(Settings):
     relations: str | None = None
     """A name from ``states``, of one vector a sequence: the distances and angles between the
     student's sequences are drawn to those between these."""
+    loss: dict[str, Any] = {}
+    """Changes to ``loss`` for this pipeline alone (``{divergence: uld}``)."""
 
     @property
     def states(self) -> dict[str, str]:
@@ -309,6 +311,11 @@ class Config(Settings):
     def training_of(self, block: GridBlock) -> TrainingSettings:
         """The training settings of a grid block: the common ones with the block's changes."""
         return TrainingSettings.model_validate({**self.training.model_dump(), **block.training})
+
+    def loss_of(self, pipeline: str) -> LossSettings:
+        """The loss of a pipeline: the common one with its changes."""
+        changes = self.pipelines[pipeline].loss
+        return LossSettings.model_validate({**self.loss.model_dump(), **changes})
 
     def generation_of(
         self, block: GridBlock, max_new_tokens: int | None = None

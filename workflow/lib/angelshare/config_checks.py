@@ -146,6 +146,12 @@ def dangling_names(config: Config) -> Iterator[str]:
             yield from _generated(config, f"teachers.{name}.dataset", teacher.dataset)
             if teacher.tokenizer not in config.tokenizers:
                 yield _unknown(f"teachers.{name}.tokenizer", teacher.tokenizer, config.tokenizers)
+    for name, pipeline in config.pipelines.items():
+        try:
+            config.loss_of(name)
+        except ValidationError as error:
+            for problem in error.errors():
+                yield explain(problem, type(config), pipeline.loss, f"pipelines.{name}.loss")
     yield from _endless_chains(config)
     for name, tokenizer in config.tokenizers.items():
         yield from _generated(config, f"tokenizers.{name}.dataset", tokenizer.dataset)

@@ -10,10 +10,13 @@ import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from angelshare.teacher.settings import AssistantTeacher, CaptureSettings, EmbeddedTeacher
 
 if TYPE_CHECKING:
     from angelshare.config import Config, GridBlock
+    from angelshare.student.settings import LossSettings
 
 
 def cache_problems(config: Config) -> Iterator[str]:
@@ -22,10 +25,14 @@ def cache_problems(config: Config) -> Iterator[str]:
         pipeline = config.pipelines.get(block.pipeline)
         if pipeline is None:
             continue
+        try:
+            loss = config.loss_of(block.pipeline)
+        except ValidationError:
+            continue  # said with the pipeline's name, by the checks of names
         if pipeline.logits:
-            yield from _unusable_temperatures(config, block, where)
-            yield from _no_tail(config)
-        if pipeline.logits or pipeline.states:
+            yield from _unusable_temperatures(config, block, where, loss)
+            yield from _no_tail(config, loss)
+        if pipeline.states or (pipeline.logits and not loss.by_rank):
             yield from _other_tokenizers(config, block, where)
         for role, name in pipeline.states.items():
             yield from _unusable_states(config, f"pipelines.{block.pipeline}.{role}", role, name)
@@ -99,13 +106,15 @@ def _too_large(config: Config, block: GridBlock, name: str) -> Iterator[str]:
             )
 
 
-def _unusable_temperatures(config: Config, block: GridBlock, where: str) -> Iterator[str]:
+def _unusable_temperatures(
+    config: Config, block: GridBlock, where: str, loss: LossSettings
+) -> Iterator[str]:
     usable = config.capture.usable_temperatures
     for temperature in block.temperature:
         if temperature not in usable:
             yield f"{where}.temperature {_off_grid(config.capture, temperature)}"
-    if not block.temperature and config.loss.temperature not in usable:
-        yield f"loss.temperature {_off_grid(config.capture, config.loss.temperature)}"
+    if not block.temperature and loss.temperature not in usable:
+        yield f"loss.temperature {_off_grid(config.capture, loss.temperature)}"
 
 
 def _off_grid(capture: CaptureSettings, temperature: float) -> str:
@@ -127,8 +136,8 @@ def _off_grid(capture: CaptureSettings, temperature: float) -> str:
     )
 
 
-def _no_tail(config: Config) -> Iterator[str]:
-    codec, divergence = config.capture.codec.name, config.loss.divergence
+def _no_tail(config: Config, loss: LossSettings) -> Iterator[str]:
+    codec, divergence = config.capture.codec.name, loss.divergence
     if codec == "rskd" and divergence != "forward_kl":
         yield (
             f"loss.divergence {divergence} needs the mass of the tokens that are not kept, of "
@@ -139,6 +148,9 @@ def _no_tail(config: Config) -> Iterator[str]:
 
 def _other_tokenizers(config: Config, block: GridBlock, where: str) -> Iterator[str]:
     """Students whose tokenizer is trained here from other settings than the teacher's."""
+    ways_out = "distil from a synthetic corpus (a pipeline of data: corpus that reads nothing else)"
+    if not config.pipelines[block.pipeline].states:
+        ways_out += ", or compare ranks instead of tokens (loss: {divergence: uld} in the pipeline)"
     for name, teacher in itertools.product(block.students, block.taught_by):
         own = getattr(config.students.get(name), "tokenizer", None)
         read = _read_with(config, teacher)
@@ -148,8 +160,7 @@ def _other_tokenizers(config: Config, block: GridBlock, where: str) -> Iterator[
             yield (
                 f"{where}: student {name!r} reads with tokenizer {own!r}, teacher "
                 f"{teacher!r} with {read!r}: a token id of what it caches would mean "
-                f"another token. Give the student tokenizer {read!r}, or distil from a synthetic "
-                "corpus (a pipeline of data: corpus that reads nothing else)."
+                f"another token. Give the student tokenizer {read!r}, or {ways_out}."
             )
 
 

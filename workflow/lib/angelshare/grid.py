@@ -19,7 +19,7 @@ from angelshare.data.settings import AnswerFilter, DataSource
 from angelshare.errors import AngelshareError
 from angelshare.evaluation.settings import EvaluationSettings
 from angelshare.fingerprints import Fingerprints
-from angelshare.plans import ArtifactPlan, Judged, RunPlan, Study, cache_roles
+from angelshare.plans import ArtifactPlan, Judged, RunPlan, Study, cache_roles, reading_role
 from angelshare.published import published
 from angelshare.recipes import Recipe, make_recipe, recipe_key
 from angelshare.settings import Settings
@@ -156,6 +156,16 @@ class _Planner:
         if teacher.trust_remote_code:
             named["trust_remote_code"] = True
         return {}, {"teacher": named}
+
+    @_once
+    def read_with(self, name: str) -> ArtifactPlan | None:
+        """The tokenizer of a teacher; None where it came with a pretrained model."""
+        teacher = self.config.teachers[name]
+        if isinstance(teacher, EmbeddedTeacher):
+            return self.tokenizer(teacher.tokenizer)
+        if isinstance(teacher, AssistantTeacher):
+            return next(self.runs(block_of(teacher))).inputs.get("tokenizer")
+        return None
 
     def first_of_chain(self, teacher: str) -> str:
         """The teacher that an assistant's chain begins with: all quality is relative to it."""
@@ -348,7 +358,7 @@ class _Planner:
             "max_new_tokens": block.max_new_tokens,
         }
         if self.config.pipelines[block.pipeline].logits:
-            loss = self.config.loss
+            loss = self.config.loss_of(block.pipeline)
             varied["temperature"] = block.temperature or [loss.temperature]
             varied["alpha"] = block.alpha or [loss.alpha]
         varied = {name: values for name, values in varied.items() if values}
@@ -382,7 +392,7 @@ class _Planner:
         pipeline = config.pipelines[block.pipeline]
         inputs = {"dataset": self.dataset(data.name, data.labelled)}
         init = config.students[student]
-        loss = config.loss.model_copy(
+        loss = config.loss_of(block.pipeline).model_copy(
             update={name: varied[name] for name in ("temperature", "alpha") if name in varied}
         )
         named: dict[str, Any] = {}
@@ -401,6 +411,8 @@ class _Planner:
         if pipeline.logits:
             for name, role in cache_roles(block.taught_by).items():
                 inputs[role] = self.logits(data, name, pipeline.data, _needed(first))
+                if loss.by_rank and (read_with := self.read_with(name)):
+                    inputs[reading_role(role)] = read_with
             if block.teachers:
                 named["teachers"] = list(block.teachers.values())
         for role, name in pipeline.states.items():

@@ -111,7 +111,8 @@ class RunPlan:
     loss: LossSettings
     inputs: dict[str, ArtifactPlan]
     """The artifacts it reads, by role: ``dataset``, ``tokenizer`` and ``TEACHER_ROLES``; of further
-    teachers ``logits_2`` and so on."""
+    teachers ``logits_2`` and so on. A loss by rank also reads the tokenizers of its caches
+    (``teacher_tokenizer``)."""
     compared_with_teacher: str | None
     """Whose scores its quality is relative to: its teacher, or the first of its teacher's chain."""
     scores: ArtifactPlan | None
@@ -247,6 +248,11 @@ def cache_roles(teachers: Iterable[str]) -> dict[str, str]:
         name: "logits" if number == 1 else f"logits_{number}"
         for number, name in enumerate(teachers, start=1)
     }
+
+
+def reading_role(cache: str) -> str:
+    """The role of the tokenizer that a cache of the role ``cache`` was read with."""
+    return cache.replace("logits", "teacher_tokenizer")
 
 
 def _labelled(plan: ArtifactPlan) -> float:

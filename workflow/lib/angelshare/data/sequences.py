@@ -10,7 +10,7 @@ t-1; token 0 is never one.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -56,6 +56,94 @@ def encode(
     None when no target is left. ``AngelshareError`` when the tokenizer has no chat template or no
     offsets, or when its template renders the start of a conversation differently from the whole.
     """
+    return _read(tokenizer, messages, max_length).encoded()
+
+
+class Place(NamedTuple):
+    """Where a target begins, whatever the tokenizer and its template: two targets in one place of a
+    conversation follow the same text of the same answer."""
+
+    turn: int
+    """The assistant turn, counted from 0."""
+    character: int
+    """The characters of its answer that stand before the target; all of them for the first token
+    that the template puts behind it."""
+
+
+def encode_with_places(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], max_length: int
+) -> tuple[Encoded, list[Place | None]] | None:
+    """As `encode`, with the place of each target, in their order.
+
+    No place have targets that begin within a character or where an earlier one does, those of the
+    template's own (but the first behind an answer), and answers that the template rewrites. White
+    space around an answer belongs to the template.
+    """
+    read = _read(tokenizer, messages, max_length)
+    encoded = read.encoded()
+    if encoded is None:
+        return None
+    answers = [m["content"].strip() for m in messages if m["role"] == "assistant"]
+    first: dict[Place | None, int] = {}
+    found = [place for place, t in zip(read.places(answers), encoded.targets, strict=True) if t]
+    for number, place in enumerate(found):
+        first.setdefault(place, number)
+    return encoded, [place if first[place] == n else None for n, place in enumerate(found)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Read:
+    """A conversation as its tokenizer reads it."""
+
+    text: str
+    spans: list[tuple[int, int]]
+    """Of the assistant turns in ``text``."""
+    input_ids: list[int]
+    offsets: list[tuple[int, int]]
+    """Of each token in ``text``."""
+
+    @property
+    def targets(self) -> list[bool]:
+        """Whether each token begins in an assistant turn; the first never counts."""
+        return [
+            index > 0 and any(begin <= start < end for begin, end in self.spans)
+            for index, (start, _) in enumerate(self.offsets)
+        ]
+
+    def encoded(self) -> Encoded | None:
+        """Ids and targets; None without any target."""
+        ids, targets = self.input_ids, self.targets
+        if not any(targets):
+            return None
+        return Encoded(input_ids=ids, targets=targets, sha256=sequence_digest(ids, targets))
+
+    def places(self, answers: Sequence[str]) -> Iterator[Place | None]:
+        """The place of each token, given the answer of each turn.
+
+        A token begins where those before it end: some tokenizers leave leading white space out of a
+        token's offsets.
+        """
+        starts = [
+            self.text.find(answer, begin, end)
+            for answer, (begin, end) in zip(answers, self.spans, strict=True)
+        ]
+        reached = 0
+        for start, end in self.offsets:
+            before, within = reached, start < reached
+            reached = max(reached, end)
+            turns = [n for n, (begin, last) in enumerate(self.spans) if begin <= start < last]
+            first = starts[turns[0]] if turns else -1
+            preamble = before < first and (end <= first or not self.text[before:first].isspace())
+            if within or first < 0 or preamble:
+                yield None
+            else:
+                inside = min(max(before - first, 0), len(answers[turns[0]]))
+                yield Place(turns[0], inside)
+
+
+def _read(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], max_length: int
+) -> _Read:
     if not tokenizer.is_fast:
         raise AngelshareError(
             f"{tokenizer.name_or_path}: this tokenizer gives no offsets; use its fast version"
@@ -63,17 +151,13 @@ def encode(
     if not messages or messages[0]["role"] == "assistant":
         raise AngelshareError("a conversation begins with a user or system message")
     text = render(tokenizer, messages)
-    spans = _assistant_spans(tokenizer, messages, text)
     batch = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    input_ids = list(batch["input_ids"])[:max_length]
-    starts = [start for start, _ in batch["offset_mapping"][:max_length]]
-    targets = [
-        index > 0 and any(begin <= start < end for begin, end in spans)
-        for index, start in enumerate(starts)
-    ]
-    if not any(targets):
-        return None
-    return Encoded(input_ids=input_ids, targets=targets, sha256=sequence_digest(input_ids, targets))
+    return _Read(
+        text=text,
+        spans=_assistant_spans(tokenizer, messages, text),
+        input_ids=list(batch["input_ids"])[:max_length],
+        offsets=list(batch["offset_mapping"])[:max_length],
+    )
 
 
 def sequence_digest(input_ids: Sequence[int], targets: Sequence[bool]) -> bytes:

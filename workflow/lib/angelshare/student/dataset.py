@@ -1,8 +1,8 @@
 """Training data as tensors: encoded conversations, with the teacher's cached targets if any.
 
-A row is checked against the cache when it is opened: the digest of its token ids and target marks
-must be the one that the teacher's pass recorded, or the run stops. Batches are padded on the right
-(a causal model never sees what follows, so padding changes nothing) and labels are -100 off target.
+Rows are checked against their caches when these are opened (`cached`). Batches are padded on the
+right (a causal model never sees what follows, so padding changes nothing) and labels are -100 off
+target.
 The teacher's targets of a batch are flattened over rows, in the order in which
 `losses.target_logits` picks positions.
 """
@@ -20,29 +20,14 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from angelshare.data.sequences import Encoded, EncodedRow, encode_table
-from angelshare.data.tokenizer import tokenizer_digest
 from angelshare.errors import AngelshareError
-from angelshare.student.losses import IGNORED, grid_index
+from angelshare.student.cached import CachedTeacher, TeacherTargets, aligned, same_tokenizer
+from angelshare.student.losses import IGNORED
+from angelshare.student.pairing import PairedTeacher, Reader, read_with
 from angelshare.teacher.cache import LogitCache
 from angelshare.teacher.states import StateCache, StatesInfo, kept_positions
 
 Batch = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TeacherTargets:
-    """What a teacher's cache keeps of a sequence's n targets: K tokens in all."""
-
-    kept: np.ndarray
-    """int32 [n], how many tokens each position has; sums to K."""
-    token_ids: np.ndarray
-    """int32 [K], one position after the other."""
-    logits: np.ndarray
-    """float32 [K], log-probabilities at temperature 1, or the logarithm of a sample's weights."""
-    log_partition: np.ndarray
-    """float32 [n], at the temperature of the loss."""
-    tail: bool
-    """Whether the mass that is missing belongs to other tokens; a sample's weights sum to 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +88,16 @@ class EncodedDataset(Dataset[Example]):
         ``AngelshareError`` as for a logit cache that is not of these rows.
         """
         same_tokenizer(self._tokenizer, cache.info.tokenizer_sha256, "cache of hidden states")
-        self._states[role] = cache, _aligned(self.rows, cache, self._max_length)
+        self._states[role] = cache, aligned(self.rows, cache, self._max_length)
         self.workers = max(self.workers, 0 if cache.stays_in_memory else 1)
 
     def states_read(self) -> dict[str, StatesInfo]:
         """What each attached cache says of itself, by role."""
         return {role: cache.info for role, (cache, _) in self._states.items()}
+
+    def paired(self) -> list[float]:
+        """The share of the targets that has a partner, by teacher; none where all have one."""
+        return []
 
     def nothing(self) -> Example:
         """A row without targets or hidden states, which counts for nothing."""
@@ -143,97 +132,41 @@ class DistilledDataset(EncodedDataset):
         cache: LogitCache,
         temperature: float,
         others: Sequence[LogitCache] = (),
+        readers: Sequence[Reader] = (),
     ) -> None:
         """Encode ``table`` and align every row with ``cache`` and those of ``others``.
 
+        ``readers``, where there are any, are the caches' own tokenizers, in their order; a target
+        then learns from the one that a teacher has at the same place, if it has one.
         ``AngelshareError`` when a row is not in a cache or was other tokens there, when the
         tokenizers differ, or when ``temperature`` is not one of a cache's grid.
         """
         super().__init__(table, tokenizer, max_length)
         caches = (cache, *others)
         self.workers = 0 if all(one.stays_in_memory for one in caches) else 1
-        self._teachers = [
-            _CachedTeacher(self.rows, tokenizer, max_length, one, temperature) for one in caches
-        ]
+        self._teachers: list[CachedTeacher] = []
+        if readers:
+            placed = read_with(table, tokenizer, max_length)
+            places = [placed[row_id][1] for row_id, _ in self.rows]
+            for one, reader in zip(caches, readers, strict=True):
+                read = read_with(table, reader.tokenizer, reader.max_length)
+                self._teachers.append(
+                    PairedTeacher(self.rows, places, read, reader, one, temperature)
+                )
+        else:
+            self._teachers = [
+                CachedTeacher(self.rows, tokenizer, max_length, one, temperature) for one in caches
+            ]
 
     def __getitem__(self, index: int) -> Example:
         first, *others = (teacher.targets(index) for teacher in self._teachers)
         states = self._states_of(index)
         return Example(self.rows[index].encoded, first, states, tuple(others))
 
-
-class _CachedTeacher:
-    """One teacher's cache beside the rows that it was made from."""
-
-    def __init__(
-        self,
-        rows: Sequence[EncodedRow],
-        tokenizer: PreTrainedTokenizerBase,
-        max_length: int,
-        cache: LogitCache,
-        temperature: float,
-    ) -> None:
-        self.column = grid_index(temperature, cache.info.temperatures)
-        codec = cache.info.codec
-        if not codec.tail and temperature != 1.0:
-            raise AngelshareError(
-                f"temperature {temperature}: this logit cache holds draws from the teacher at "
-                f"temperature 1 (codec {codec.name}), whose weights are right for no other. Use "
-                "temperature 1, or capture with the codec topk_tail"
-            )
-        what = f"logit cache ({cache.info.vocab_size} tokens)"
-        same_tokenizer(tokenizer, cache.info.tokenizer_sha256, what)
-        self.cache = cache
-        self._cache_rows = _aligned(rows, cache, max_length)
-
-    def targets(self, index: int) -> TeacherTargets:
-        """What the teacher said at the targets of row ``index``."""
-        cached = self.cache.row(self._cache_rows[index])
-        return TeacherTargets(
-            kept=cached.kept,
-            token_ids=cached.token_ids,
-            logits=cached.logits,
-            log_partition=cached.log_partition[:, self.column],
-            tail=self.cache.info.codec.tail,
-        )
-
-
-def same_tokenizer(tokenizer: PreTrainedTokenizerBase, sha256: str, what: str) -> None:
-    """Raise ``AngelshareError`` unless ``what`` was made with the student's tokenizer."""
-    found = tokenizer_digest(tokenizer)
-    if sha256 != found:
-        raise AngelshareError(
-            f"the {what} was made with another tokenizer (digest {sha256}; the student's: "
-            f"{len(tokenizer)} tokens, {found}): ids, special tokens or chat template mean "
-            "different things on the two sides. Use the teacher's tokenizer, or distil from a "
-            "synthetic corpus instead"
-        )
-
-
-def _aligned(
-    rows: Sequence[EncodedRow], cache: LogitCache | StateCache, max_length: int
-) -> list[int]:
-    """The cache row of each row; ``AngelshareError`` names the first that is missing or differs."""
-    places = {row_id: (number, digest) for number, (row_id, digest) in enumerate(cache.keys())}
-    if len(places) != len(cache):
-        raise AngelshareError("the cache's parts hold a row id twice; they do not belong together")
-    found = []
-    for row_id, encoded in rows:
-        if row_id not in places:
-            raise AngelshareError(
-                f"row {row_id!r} is not in the cache ({len(cache)} rows), so it was made from "
-                "another table. Capture the table the student trains on"
-            )
-        number, digest = places[row_id]
-        if digest != encoded.sha256:
-            raise AngelshareError(
-                f"row {row_id!r}: the cache was made from other tokens. Its digest of ids and "
-                f"targets is {digest.hex()}, the student's is {encoded.sha256.hex()}. Tokenizer, "
-                f"chat template, messages and max_length (here {max_length}) must be those of the "
-                "teacher's pass; otherwise capture anew"
-            )
-        found.append(number)
-    return found
+    def paired(self) -> list[float]:
+        """The share of the targets that has a partner, by teacher; none where all have one."""
+        read = (one for one in self._teachers if isinstance(one, PairedTeacher))
+        return [one.paired for one in read]
 
 
 def collator(pad_id: int) -> Callable[[Sequence[Example]], Batch]:
@@ -278,7 +211,7 @@ def _state_slots(rows: Sequence[RowStates], length: int) -> Batch:
 
 def _teacher_slots(teachers: Sequence[TeacherTargets]) -> Batch:
     kept = np.concatenate([teacher.kept for teacher in teachers])
-    used = np.arange(kept.max()) < kept[:, None]
+    used = np.arange(max(1, kept.max())) < kept[:, None]
     ids, logits = np.zeros(used.shape, np.int64), np.full(used.shape, -np.inf, np.float32)
     ids[used] = np.concatenate([teacher.token_ids for teacher in teachers])
     logits[used] = np.concatenate([teacher.logits for teacher in teachers])

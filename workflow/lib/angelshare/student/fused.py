@@ -1,10 +1,13 @@
 """The student's head and its loss in one operation that never holds logits of all positions.
 
 loss = sum over targets of alpha · CE + (1 - alpha) · T² · D(teacher, student), CE at temperature 1
-and D at T over the teacher's kept tokens and their tail (`losses`). T² keeps the size of D's
-gradient independent of T (Hinton, Vinyals, Dean 2015, arXiv:1503.02531). It is a **sum**: the
-caller divides by the global count of target tokens, so that no loss depends on how a step was cut
-into batches, forward passes or ranks.
+and D at T over the teacher's kept tokens and their tail (`losses`). T², or T, keeps the size of D's
+gradient independent of T (`losses.size_at`). It is a **sum**: the caller divides by the global
+count of target tokens, so that no loss depends on how a step was cut into batches, forward passes
+or ranks.
+
+Where D compares ranks instead of tokens (``uld``), the student's tokens are its own k best, and the
+same buckets hold the k largest probabilities of both sides and what is left.
 
 Hidden states of a chunk of positions go through the head, the loss and its gradient are computed in
 place on that chunk's float32 logits, and the gradient goes straight back through the head into the
@@ -24,8 +27,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from angelshare.student.losses import NEVER, SMALLEST_TAIL, Mixture, TopK, divergence_of
+from angelshare.student.losses import NEVER, SMALLEST_TAIL, Mixture, TopK, divergence_of, size_at
 from angelshare.student.settings import LossSettings
+from angelshare.teacher.distribution import largest
 
 CHUNK_BYTES = {"cpu": 2**26, "cuda": 2**29}
 """Float32 logits of a chunk: large enough for the head's products to run at full speed."""
@@ -39,7 +43,7 @@ class LossSums(NamedTuple):
     cross_entropy_T: Tensor
     """Of the hard labels, at temperature 1 (float32)."""
     divergence_T: Tensor | None
-    """T² times the divergence from the teacher (float32); None without a teacher."""
+    """The divergence from the teacher, times `losses.size_at` (float32); None without a teacher."""
     states: Mapping[str, Tensor] = {}
     """Terms of hidden states by role, with a gradient: this pass's share of their means over the
     optimizer step."""
@@ -220,9 +224,9 @@ def _mixed(
     settings: LossSettings,
     trained: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Cross-entropy [C, 1], T² · D [C] and the loss's gradient [C, V]; overwrites the logits.
+    """Cross-entropy [C, 1], D [C] with its factor, the loss's gradient [C, V].
 
-    At T = 1 both share one softmax.
+    Overwrites the logits. At T = 1 both share one softmax.
     """
     if isinstance(teacher, Mixture):
         return _of_all(logits_CV, targets_C1, teacher, settings, trained)
@@ -236,12 +240,13 @@ def _mixed(
     if shared:
         cross_entropy_C1 = student.log_partition_C1 - (gold_C1 - student.origin_C1)
     terms_CK, slopes_CK = divergence_of(settings)(student.log_p_CK, student.log_q_CK)
-    divergence_C = temperature**2 * terms_CK.sum(1)
+    size_C1 = size_at(settings, temperature) * student.taught_C1
+    divergence_C = (size_C1 * terms_CK).sum(1)
     if not trained:
         return cross_entropy_C1, divergence_C, None
     q_CK = student.log_q_CK.exp()
     by_bucket_CK = slopes_CK - q_CK * slopes_CK.sum(1, keepdim=True)
-    by_bucket_CK *= (1 - alpha) * temperature
+    by_bucket_CK *= (1 - alpha) / temperature * size_C1
     if shared:
         by_bucket_CK += alpha * q_CK
     outside_C1 = by_bucket_CK[:, -1:] / student.outside_sum_C1
@@ -259,7 +264,9 @@ class _Buckets(NamedTuple):
     """Teacher p and student q over k kept tokens and, last, the tail (K = k + 1)."""
 
     token_ids_Ck: Tensor
-    """Of the kept tokens; slots that are not in use repeat the first."""
+    """Of the kept tokens, or of the student's best; slots that are not in use repeat the first."""
+    taught_C1: Tensor
+    """1 where there is a teacher, else 0."""
     log_p_CK: Tensor
     log_q_CK: Tensor
     origin_C1: Tensor
@@ -276,8 +283,7 @@ def _buckets(logits_CV: Tensor, teacher: TopK, settings: LossSettings) -> _Bucke
     The tail's mass is summed over the tokens outside, relative to the best of them: never
     1 - sum, whose gradient is not finite where the kept tokens hold all mass.
     """
-    used_Ck = teacher.log_probs_Tk != -torch.inf
-    ids_Ck = torch.where(used_Ck, teacher.token_ids_Tk, teacher.token_ids_Tk[:, :1])
+    ids_Ck, used_Ck = _kept(logits_CV, teacher, settings)
     kept_Ck = logits_CV.gather(1, ids_Ck)
     logits_CV.scatter_(1, ids_Ck, -torch.inf)
     best_C1 = logits_CV.amax(1, keepdim=True)
@@ -291,12 +297,31 @@ def _buckets(logits_CV: Tensor, teacher: TopK, settings: LossSettings) -> _Bucke
     log_tail_C1 = teacher.log_tail_T[:, None]
     if settings.divergence == "reverse_kl":
         log_tail_C1 = log_tail_C1.clamp(min=SMALLEST_TAIL)
-    log_tail_C1 = torch.where(none_C1, NEVER, log_tail_C1)
+    if not settings.by_rank:
+        log_tail_C1 = torch.where(none_C1, NEVER, log_tail_C1)
     return _Buckets(
         token_ids_Ck=ids_Ck,
+        taught_C1=(teacher.log_probs_Tk[:, :1] != -torch.inf).float(),
         log_p_CK=torch.cat([teacher.log_probs_Tk, log_tail_C1], 1).clamp(min=NEVER),
         log_q_CK=(relative_CK - log_z_C1).clamp(min=NEVER),
         origin_C1=origin_C1,
         log_partition_C1=log_z_C1,
         outside_sum_C1=outside_C1.clamp(min=1),
     )
+
+
+def _kept(logits_CV: Tensor, teacher: TopK, settings: LossSettings) -> tuple[Tensor, Tensor]:
+    """Ids [C, k] of the student's tokens in the k slots, and which slots have one.
+
+    They are those that the teacher kept or, by rank, the student's best, of which there may be
+    fewer than slots. A position without a teacher has the first slot all the same.
+    """
+    used_Ck = teacher.log_probs_Tk != -torch.inf
+    ids_Ck = teacher.token_ids_Tk
+    if settings.by_rank:
+        slots, vocab_size = used_Ck.shape[1], logits_CV.shape[1]
+        best_Cn = largest(logits_CV, min(slots, vocab_size))[1]
+        ids_Ck = best_Cn[:, torch.arange(slots, device=best_Cn.device).clamp(max=vocab_size - 1)]
+        used_Ck[:, vocab_size:] = False
+        used_Ck[:, 0] = True
+    return torch.where(used_Ck, ids_Ck, ids_Ck[:, :1]), used_Ck

@@ -36,10 +36,11 @@ class TopK:
     """A teacher's distribution at T positions and one temperature."""
 
     token_ids_Tk: Tensor
-    """int64; those in use differ within a row, the first of a row is in use."""
+    """int64, most probable first; those in use differ within a row, the first of a row is in
+    use."""
     log_probs_Tk: Tensor
     """float32, log-probabilities at ``temperature`` within the whole vocabulary; -inf: slot not in
-    use, its id means nothing."""
+    use, its id means nothing. A position without any has no teacher (``uld`` alone has such)."""
     log_tail_T: Tensor
     """float32, log of the mass outside the slots in use; -inf: none."""
     temperature: float
@@ -140,6 +141,18 @@ def jsd(log_p: Tensor, log_q: Tensor, beta: float) -> tuple[Tensor, Tensor]:
     return beta * from_p + (1 - beta) * from_q, -(1 - beta) * log_q.exp() * m_over_q
 
 
+def by_rank(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+    """|p - q| by bucket, and its derivative by log q; buckets are ranks, and the tail.
+
+    Summed, it is the distance W1 of universal logit distillation (Boizard et al. 2024,
+    arXiv:2402.12030) where the teacher keeps every token; of fewer it never exceeds that, and lacks
+    at most twice the smaller of the two tails.
+    """
+    q = log_q.exp()
+    difference = q - log_p.exp()
+    return difference.abs(), difference.sign() * q
+
+
 def _bregman(log_x: Tensor, log_y: Tensor, d: Tensor) -> Tensor:
     """x log(x / y) + y - x elementwise, ≥ 0, with d = log(y / x).
 
@@ -159,4 +172,14 @@ def divergence_of(settings: LossSettings) -> Divergence:
     if settings.divergence == "jsd":
         assert settings.beta is not None
         return partial(jsd, beta=settings.beta)
-    return {"forward_kl": forward_kl, "reverse_kl": reverse_kl}[settings.divergence]
+    named = {"forward_kl": forward_kl, "reverse_kl": reverse_kl, "uld": by_rank}
+    return named[settings.divergence]
+
+
+def size_at(settings: LossSettings, temperature: float) -> float:
+    """The factor of D that keeps the size of its gradient independent of the temperature.
+
+    A divergence's gradient falls with T² (Hinton, Vinyals, Dean 2015, arXiv:1503.02531), that of a
+    distance with T.
+    """
+    return temperature if settings.by_rank else temperature**2

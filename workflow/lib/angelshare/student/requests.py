@@ -26,6 +26,19 @@ TABLES = ("train", "validation")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """How a teacher read what its cache is of."""
+
+    tokenizer: Path | str
+    """Folder or hub name."""
+    revision: str | None = None
+    """The hub commit, for a hub name."""
+    trust_remote_code: bool = False
+    max_length: int
+    """Tokens, its own, after which a sequence was cut."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainRequest:
     """Everything that decides a student, and where it goes."""
 
@@ -51,6 +64,9 @@ class TrainRequest:
     """Those of further teachers, whose divergences are mixed with the first one's."""
     weights: Sequence[float] = (1.0,)
     """Of the teachers' divergences, that of ``cache`` first; they sum to 1."""
+    readings: Sequence[Reading] = ()
+    """How each teacher read, in the same order, where the loss compares across tokenizers; none:
+    all of them read as the student does."""
     seed: int
     """Decides first weights and the order of the data."""
     out: Path
@@ -66,6 +82,12 @@ class TrainRequest:
         """
         for name in TABLES:
             pq.write_table(getattr(self, name), folder / f"{name}.parquet")
+        readings = []
+        for number, reading in enumerate(self.readings, start=1):
+            local = isinstance(reading.tokenizer, Path)
+            if local:
+                shutil.copytree(reading.tokenizer, folder / f"reading_{number}")
+            readings.append(asdict(reading) | ({"tokenizer": None} if local else {}))
         local = isinstance(self.tokenizer, Path)
         if local:
             shutil.copytree(self.tokenizer, folder / "tokenizer")
@@ -87,6 +109,7 @@ class TrainRequest:
                     [str(path.absolute()) for path in paths] for paths in self.other_caches
                 ],
                 "weights": list(self.weights),
+                "readings": readings,
                 "seed": self.seed,
                 "out": str(self.out.absolute()),
                 "checkpoints": str(self.checkpoints.absolute()),
@@ -110,6 +133,10 @@ class TrainRequest:
             states={role: list(map(Path, paths)) for role, paths in said["states"].items()},
             other_caches=[[Path(path) for path in paths] for paths in said["other_caches"]],
             weights=said["weights"],
+            readings=[
+                Reading(**{**one, "tokenizer": one["tokenizer"] or folder / f"reading_{number}"})
+                for number, one in enumerate(said["readings"], start=1)
+            ],
             seed=said["seed"],
             out=Path(said["out"]),
             checkpoints=Path(said["checkpoints"]),
@@ -140,6 +167,9 @@ class TrainResult:
     """Sequences trained on."""
     dropped_rows: int
     """Training rows without a target within ``max_length``."""
+    paired: list[float]
+    """Share of the target tokens that follow the same text as one of the teacher's, by teacher;
+    none where all read alike."""
     history: list[dict[str, float]]
     """By step: train_loss, learning_rate, gradient_norm and, where evaluated, cross_entropy."""
 

@@ -118,17 +118,19 @@ class LossSettings(Settings):
     """The distillation loss: alpha · CE + (1 - alpha) · T² · D(teacher, student), D at T.
 
     Both sides count the mass outside the teacher's cached tokens as one more outcome, the tail, so
-    that D is a true divergence. T² keeps the size of its gradient independent of T.
+    that D is a true divergence. T² (for ``uld`` T) keeps the size of its gradient independent of T.
     """
 
     alpha: float = Field(default=0.5, ge=0, le=1)
     """Weight of the cross-entropy on the hard labels; the teacher's divergence has the rest."""
     temperature: float = Field(default=1.0, gt=0)
     """T of both distributions; one of the logit cache's grid."""
-    divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
+    divergence: Literal["forward_kl", "reverse_kl", "jsd", "uld"] = "forward_kl"
     """``forward_kl``, KL(teacher ‖ student), covers all that the teacher does; ``reverse_kl``,
     KL(student ‖ teacher), seeks its modes; ``jsd`` is the generalised Jensen-Shannon divergence
-    between them. The last two see the student's mass outside the cached tokens only as a sum."""
+    between them. The last two see the student's mass outside the cached tokens only as a sum.
+    ``uld``, of universal logit distillation (arXiv:2402.12030), is the distance between the sorted
+    probabilities, whatever their tokens: the one that two tokenizers can have."""
     beta: float | None = Field(default=None, gt=0, lt=1)
     """The teacher's share in the mixture of ``jsd``, 0.5 being symmetric; only for ``jsd``, whose
     limits at 0 and 1 are ``forward_kl`` and ``reverse_kl``."""
@@ -136,6 +138,11 @@ class LossSettings(Settings):
     """The term of pipelines with ``features``, which comes on top."""
     relation: RelationSettings = RelationSettings()
     """The term of pipelines with ``relations``, which comes on top."""
+
+    @property
+    def by_rank(self) -> bool:
+        """Whether it compares ranks instead of tokens, so that tokenizers may differ."""
+        return self.divergence == "uld"
 
     def terms(self, roles: Collection[str]) -> dict[str, Any]:
         """What decides the loss of a run that reads artifacts in these ``roles``."""

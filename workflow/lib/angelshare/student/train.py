@@ -44,8 +44,9 @@ from angelshare.student.checkpoints import checkpoint_of, newest_checkpoint, rea
 from angelshare.student.dataset import DistilledDataset, EncodedDataset, collator
 from angelshare.student.lora import merged, with_lora
 from angelshare.student.models import make_student, pad_token_id, publish_model
+from angelshare.student.pairing import Reader
 from angelshare.student.ranks import ALONE, Ranks
-from angelshare.student.requests import TrainRequest, TrainResult
+from angelshare.student.requests import Reading, TrainRequest, TrainResult
 from angelshare.student.settings import TrainingSettings
 from angelshare.student.states import StateTerm, make_terms
 from angelshare.student.trainer import PROJECTOR_NAME, StudentTrainer, mean_cross_entropy
@@ -134,6 +135,7 @@ def _train(
         trained_tokens=state.num_input_tokens_seen,
         train_rows=len(train),
         dropped_rows=train.dropped,
+        paired=train.paired(),
         history=history(state),
     )
 
@@ -165,14 +167,24 @@ def _datasets(
     if request.cache:
         first, *others = (LogitCache(paths) for paths in (request.cache, *request.other_caches))
         temperature = request.loss.temperature
+        readers = [_reader(reading) for reading in request.readings]
         train: EncodedDataset = DistilledDataset(
-            request.train, tokenizer, length, first, temperature, others
+            request.train, tokenizer, length, first, temperature, others, readers
         )
     else:
         train = EncodedDataset(request.train, tokenizer, length)
     for role, paths in request.states.items():
         train.attach(role, StateCache(paths))
     return train, validation
+
+
+def _reader(reading: Reading) -> Reader:
+    tokenizer = load_tokenizer(
+        reading.tokenizer,
+        revision=reading.revision,
+        trust_remote_code=reading.trust_remote_code,
+    )
+    return Reader(tokenizer, reading.max_length)
 
 
 def _tokens(dataset: EncodedDataset) -> int:
