@@ -7,7 +7,7 @@
 OVERLAP_REPORTS = (
     expand(
         "<results>/overlap/{dataset}.json",
-        dataset=sorted({run.dataset for run in STUDY.runs.values()}),
+        dataset=sorted(STUDY.datasets),
     )
     if CONFIG.benchmarks
     else []

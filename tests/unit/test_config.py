@@ -180,6 +180,69 @@ def test_a_distance_by_rank_shares_the_teacher_s_cache_and_reads_its_tokenizer(v
         assert "teacher_tokenizer" not in run.inputs
 
 
+def with_routes(values, pipeline="kd", **changes):
+    edit(values, "datasets.more", {**values["datasets"]["problems"], "seed": 9, "labelled": 300})
+    edit(values, "teachers.second", {**values["teachers"]["demo"], "demo": {"seed": 5}})
+    routes = {"problems": "demo", "more": "second"}
+    block = {"pipeline": pipeline, "students": ["tiny"], "routes": routes, "seeds": [1], **changes}
+    values["grid"].append(block)
+    return values
+
+
+def test_a_routed_run_reads_each_dataset_s_own_teacher(values):
+    before = study_of(values)
+    study = study_of(with_routes(values, "synthetic_sft"))
+    (run,) = [run for run in study.runs.values() if len(run.lessons) > 1]
+    assert run.name.startswith("synthetic_sft-tiny-problems-more-s1-")
+    assert run.inputs["corpus"].key in before.artifacts
+    assert run.inputs["corpus_2"].inputs["sequences"] is run.inputs["dataset_2"]
+    assert run.inputs["corpus_2"].name == "second"
+    assert (run.dataset, run.taught_by) == ("problems+more", "demo on problems + second on more")
+    assert run.scores.name == "demo"
+    assert set(study.datasets) == {"problems", "more"}
+    edit(values, "pipelines.both", {"data": "corpus", "logits": True})
+    values["grid"][-1]["pipeline"] = "both"
+    (run,) = [run for run in study_of(values).runs.values() if len(run.lessons) > 1]
+    assert run.inputs["logits_2"].inputs["sequences"] is run.inputs["corpus_2"]
+    assert run.inputs["logits"].inputs["sequences"] is run.inputs["corpus"]
+    values["grid"][-1]["routes"] = {"more": "second", "problems": "demo"}
+    (turned,) = [run for run in study_of(values).runs.values() if len(run.lessons) > 1]
+    assert turned.key != run.key  # another one is scored on
+
+
+def test_a_routed_run_reads_of_each_artifact_what_its_lesson_has(values):
+    study = study_of(with_routes(values))
+    (run,) = [run for run in study.runs.values() if len(run.lessons) > 1]
+    shares = {plan.key: share for plan, share in run.shares_of([0.75, 0.25])}
+    for role, share in (("dataset", 0.75), ("dataset_2", 0.25), ("tokenizer", 1.0)):
+        assert shares[run.inputs[role].key] == share
+    for role, share in (("logits", 0.75), ("logits_2", 0.25)):
+        assert shares[run.inputs[role].key] == share
+        assert shares[run.inputs[role].inputs["teacher"].key] == share
+    assert {plan.key for plan, _ in run.shares_of([0.5, 0.5])} == {p.key for p in run.upstream()}
+    (mixed, *_) = study.runs.values()
+    assert {share for _, share in mixed.shares_of([1.0])} == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"datasets": ["problems"]}, "with datasets, or with routes"),
+        ({"routes": {}}, "with datasets, or with routes"),
+        ({"teacher": "demo"}, "no teacher or teachers beside"),
+        ({"routes": {"problems": "demo"}}, "with routes from several datasets"),
+        ({"routes": {"problems": "demo", "mroe": "demo"}}, "grid[4].routes: there is no 'mroe'"),
+        ({"routes": {"problems": "demo", "more": "dmeo"}}, "grid[4].routes: there is no 'dmeo'"),
+        ({"pipeline": "feature"}, "reads hidden states, which one run has of one dataset"),
+    ],
+)
+def test_routes_that_mean_nothing_are_one_clear_line(values, monkeypatch, changes, says):
+    monkeypatch.chdir(ROOT)
+    edit(values, "states", {"last": {"layers": 1}})
+    edit(values, "pipelines.feature", {"data": "dataset", "features": "last"})
+    assert says in problems(with_routes(values, **changes))
+
+
 def test_a_pipeline_s_own_loss_is_checked_where_it_stands(values, monkeypatch):
     monkeypatch.chdir(ROOT)
     edit(values, "pipelines.kd.loss", {"divergence": "ULD", "temprature": 1.0})

@@ -32,6 +32,9 @@ def chain(tmp_path_factory) -> Checkout:
     values = yaml.safe_load((ROOT / "config/grids/chain.yaml").read_text()) | SMALL
     values["teachers"]["demo"]["demo"] |= {"steps": 120, "problems": 2000}
     values["training"] |= {"max_steps": 40, "eval_every": 20}
+    values["datasets"]["more"] = {**values["datasets"]["problems"], "seed": 11, "labelled": 60}
+    routes = {"problems": "demo", "more": "assistant"}
+    values["grid"].append({"pipeline": "kd", "students": ["tiny"], "routes": routes})
     values["grid"] = [{**block, "seeds": [1]} for block in values["grid"]]
     checkout.config_path.write_text(yaml.safe_dump(values, sort_keys=False))
     checkout.snakemake("all_frontiers")
@@ -52,7 +55,7 @@ def test_a_chain_runs_once_and_is_paid_for_by_its_students(chain):
     assert bill["shared_j"] == pytest.approx(bill["energy_j"])
     runs = pl.read_parquet(tables / "runs.parquet")
     readers = {path.name for path in chain.folder.glob(f"artifacts/model/{key}/consumers/*")}
-    assert len(readers) == bill["consumers"] == 3
+    assert len(readers) == bill["consumers"] == 4
     tiny = runs.filter(pipeline="kd", student="tiny")
     teacher_j = {row["teacher"]: row["teacher_j"] for row in tiny.iter_rows(named=True)}
     direct_j = teacher_j["demo"]
@@ -61,6 +64,34 @@ def test_a_chain_runs_once_and_is_paid_for_by_its_students(chain):
     assert runs["quality"].null_count() == 0
     summary = pl.read_parquet(tables / "summary.parquet")
     assert "kd tiny teacher=assistant" in summary["setting"].to_list()
+
+
+def test_a_routed_run_learns_each_dataset_from_its_own_teacher_and_pays_both(chain):
+    (path,) = chain.folder.glob("results/students/kd-tiny-problems-more-*/training.json")
+    record, run = json.loads(path.read_text()), path.parent.name
+    assert record["train_rows"] == 120 + 60
+    assert record["sources"] == [pytest.approx(2 / 3, abs=0.05), pytest.approx(1 / 3, abs=0.05)]
+    tables = chain.folder / "results/accounting"
+    (row,) = pl.read_parquet(tables / "runs.parquet").filter(run=run).iter_rows(named=True)
+    assert row["dataset"] == "problems+more"
+    assert row["teacher"] == "demo on problems + assistant on more"
+    assert row["student_only_j"] < row["amortized_j"] < row["one_off_j"]
+    artifacts = pl.read_parquet(tables / "artifacts.parquet")
+    shares = pl.read_parquet(tables / "shares.parquet").filter(policy="equal")
+    read = shares.filter(run=run)
+    assert {("dataset", 2), ("logits", 2)} <= set(read["kind"].value_counts().rows())
+    for kind, key in read.select("kind", "key").rows():
+        (bill,) = artifacts.filter(kind=kind, key=key).iter_rows(named=True)
+        own = shares.filter(kind=kind, key=key)
+        assert own["share_j"].sum() == pytest.approx(bill["energy_j"], rel=1e-9)
+    # The assistant learnt from the other cache too, so all that is read stands on that one.
+    inputs, tokens = record["recipe"]["inputs"], record["trained_tokens"]
+    for role, share in (("logits", 1.0), ("logits_2", record["sources"][1])):
+        folder = chain.folder / f"artifacts/logits/{inputs[role]['key']}/consumers"
+        consumers = [json.loads(one.read_text()) for one in folder.glob("*.json")]
+        (own,) = [one for one in consumers if one["run"] == run]
+        assert own["tokens_read"] == pytest.approx(tokens * share, abs=1)
+        assert (len(consumers) > 1) == (role == "logits")
 
 
 def test_the_assistant_is_the_student_that_its_run_would_be(chain):

@@ -8,7 +8,7 @@ import unpack
 from angelshare.files import publish_json
 from angelshare.jobs import JobContext, job, planned_run
 from angelshare.plans import RunPlan
-from angelshare.train_job import train_planned
+from angelshare.train_job import record_consumers, train_planned
 
 
 def main(context: JobContext) -> None:
@@ -25,7 +25,7 @@ def train(context: JobContext, run: RunPlan, folder: Path) -> dict[str, Any]:
     """Train, publish the model folder, and record the run as a consumer of what it read."""
     checkpoints = Path(context.config.results, "checkpoints", run.key)
     record = train_planned(context, run, folder / "model", checkpoints)
-    context.record_consumer(run, run.upstream(), record["trained_tokens"])
+    record_consumers(context, run, record)
     publish_json(folder / "finished.json", record)
     shutil.rmtree(checkpoints)
     return record

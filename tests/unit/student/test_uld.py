@@ -349,5 +349,5 @@ def test_a_saved_request_keeps_how_its_teachers_read(
     make_request(readings=[local, named]).save(tmp_path)
     loaded = TrainRequest.load(tmp_path).readings
     assert loaded[1] == named
-    assert loaded[0] == replace(local, tokenizer=tmp_path / "reading_1")
+    assert loaded[0] == replace(local, tokenizer=tmp_path / "reading_1_1")
     assert len(load_tokenizer(loaded[0].tokenizer)) == 128

@@ -39,6 +39,7 @@ from angelshare.evaluation.judges.settings import JudgeSettings
 from angelshare.evaluation.settings import EvaluationSettings
 from angelshare.hardware import JUDGE_RULES, MODEL_RULES, HardwareSettings, JobResources, RuleName
 from angelshare.planning.settings import BudgetSettings
+from angelshare.plans import Lesson
 from angelshare.recipes import digest
 from angelshare.revisions import filled, missing
 from angelshare.settings import Settings
@@ -163,13 +164,17 @@ class GridBlock(Settings):
     """A name from ``pipelines``."""
     students: list[str] = Field(min_length=1)
     """Names from ``students``."""
-    datasets: list[str] = Field(min_length=1)
-    """Names from ``datasets``."""
+    datasets: list[str] = []
+    """Names from ``datasets``; the runs of each are runs of their own."""
     teacher: str | None = None
     """A name from ``teachers``; needed by every pipeline that reads a teacher artifact."""
     teachers: dict[str, Annotated[float, Field(gt=0)]] = {}
     """Instead of ``teacher``, several whose distributions are mixed, with weights that sum to 1.
     The first one answers prompts, and quality is relative to its scores."""
+    routes: dict[str, str] = {}
+    """Instead of ``datasets`` and ``teacher``: one run learns from all of these datasets, from each
+    by the teacher that is named for it. It is scored on the first one's test split, and quality is
+    relative to the first teacher's scores."""
     seeds: list[int] = Field(min_length=1)
     """One run for each."""
     temperature: list[Annotated[float, Field(gt=0)]] = Field(default=[], min_length=0)
@@ -191,7 +196,16 @@ class GridBlock(Settings):
     @property
     def taught_by(self) -> dict[str, float]:
         """The teachers with their weights, the first first; none where the block names none."""
-        return self.teachers or ({self.teacher: 1.0} if self.teacher else {})
+        named = [*self.routes.values(), *([self.teacher] if self.teacher else [])]
+        return self.teachers or dict.fromkeys(named, 1.0)
+
+    @property
+    def lessons(self) -> list[tuple[Lesson, ...]]:
+        """What each of its runs learns from, whatever else varies."""
+        if self.routes:
+            routes = enumerate(self.routes.items(), start=1)
+            return [tuple(Lesson(name, {whom: 1.0}, number) for number, (name, whom) in routes)]
+        return [(Lesson(name, self.taught_by),) for name in self.datasets]
 
     @model_validator(mode="after")
     def _one_or_several_teachers(self) -> GridBlock:
@@ -199,6 +213,10 @@ class GridBlock(Settings):
             raise ValueError("with teacher or with teachers, not both")
         if self.teachers and abs(math.fsum(self.teachers.values()) - 1.0) > 1e-6:
             raise ValueError(f"with teachers whose weights sum to 1 (got {self.teachers})")
+        if bool(self.routes) == bool(self.datasets):
+            raise ValueError("with datasets, or with routes from datasets to teachers")
+        if self.routes and (self.teacher or self.teachers or len(self.routes) == 1):
+            raise ValueError("with routes from several datasets, and no teacher or teachers beside")
         return self
 
 

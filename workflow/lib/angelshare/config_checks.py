@@ -95,14 +95,16 @@ def _known_keys(config: type[BaseModel]) -> list[str]:
 def dangling_names(config: Config) -> Iterator[str]:
     """Names in the grid and in teachers that refer to nothing."""
     for where, block in config.blocks():
-        known: dict[str, tuple[list[str], Mapping[str, Any]]] = {
-            "pipeline": ([block.pipeline], config.pipelines),
-            "students": (block.students, config.students),
-            "datasets": (block.datasets, config.datasets),
-            "teacher": ([block.teacher] if block.teacher else [], config.teachers),
-            "teachers": (list(block.teachers), config.teachers),
-        }
-        for field, (names, table) in known.items():
+        known: list[tuple[str, Iterable[str], Mapping[str, Any]]] = [
+            ("pipeline", [block.pipeline], config.pipelines),
+            ("students", block.students, config.students),
+            ("datasets", block.datasets, config.datasets),
+            ("teacher", [block.teacher] if block.teacher else [], config.teachers),
+            ("teachers", block.teachers, config.teachers),
+            ("routes", block.routes, config.datasets),
+            ("routes", block.routes.values(), config.teachers),
+        ]
+        for field, names, table in known:
             for name in names:
                 if name not in table:
                     own = field if where.startswith("grid") else field.removesuffix("s")
@@ -114,6 +116,11 @@ def dangling_names(config: Config) -> Iterator[str]:
             yield (
                 f"{where}.teachers mixes their distributions, which pipeline {block.pipeline!r} "
                 "does not read (logits: false): name one teacher."
+            )
+        if pipeline and pipeline.states and block.routes:
+            yield (
+                f"{where}.routes: pipeline {block.pipeline!r} reads hidden states, which one run "
+                "has of one dataset: name datasets and a teacher."
             )
         if pipeline and not pipeline.logits and (block.temperature or block.alpha):
             yield (

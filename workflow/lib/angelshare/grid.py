@@ -14,16 +14,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from angelshare.config import Config, GridBlock, block_of
+from angelshare.config import Config, GridBlock, PipelineSettings, block_of
 from angelshare.data.settings import AnswerFilter, DataSource
 from angelshare.errors import AngelshareError
 from angelshare.evaluation.settings import EvaluationSettings
 from angelshare.fingerprints import Fingerprints
-from angelshare.plans import ArtifactPlan, Judged, RunPlan, Study, cache_roles, reading_role
+from angelshare.plans import ArtifactPlan, Judged, Lesson, RunPlan, Study, reading_role
 from angelshare.published import published
 from angelshare.recipes import Recipe, make_recipe, recipe_key
 from angelshare.settings import Settings
-from angelshare.student.settings import TrainingSettings
+from angelshare.student.settings import LossSettings, TrainingSettings
 from angelshare.teacher.settings import (
     AssistantTeacher,
     DecodingSettings,
@@ -364,16 +364,18 @@ class _Planner:
         varied = {name: values for name, values in varied.items() if values}
         training, answers = self.config.training_of(block), self.config.answers_of(block)
         decoding = functools.cache(functools.partial(self.config.generation_of, block))
-        for dataset, student, values, seed in itertools.product(
-            block.datasets,
+        for lessons, student, values, seed in itertools.product(
+            block.lessons,
             block.students,
             itertools.product(*varied.values()),
             block.seeds,
         ):
             chosen = dict(zip(varied, map(float, values), strict=True))
             labelled, longest = map(_whole, map(chosen.get, ("labelled", "max_new_tokens")))
-            data = _Data(dataset, labelled, decoding(longest), answers)
-            run = self.run(block, training, data, student, chosen, seed)
+            learnt = [
+                (one, _Data(one.dataset, labelled, decoding(longest), answers)) for one in lessons
+            ]
+            run = self.run(block, training, learnt, student, chosen, seed)
             yield run
             if quantised := self.config.students[student].quantised:
                 name = f"{run.name}-{quantised}"
@@ -383,14 +385,16 @@ class _Planner:
         self,
         block: GridBlock,
         training: TrainingSettings,
-        data: _Data,
+        lessons: list[tuple[Lesson, _Data]],
         student: str,
         varied: dict[str, float],
         seed: int,
     ) -> RunPlan:
         config = self.config
         pipeline = config.pipelines[block.pipeline]
-        inputs = {"dataset": self.dataset(data.name, data.labelled)}
+        inputs = {
+            one.role("dataset"): self.dataset(data.name, data.labelled) for one, data in lessons
+        }
         init = config.students[student]
         loss = config.loss_of(block.pipeline).model_copy(
             update={name: varied[name] for name in ("temperature", "alpha") if name in varied}
@@ -405,18 +409,12 @@ class _Planner:
             inputs["tokenizer"] = self.tokenizer(init.tokenizer)
         first = next(iter(block.taught_by), None)
         judging = self.first_of_chain(first) if first else None
+        for one, data in lessons:
+            inputs |= self.lesson(pipeline, loss, one, data)
         if pipeline.data == "corpus":
-            inputs["corpus"] = self.corpus(data, _needed(first))
-            named |= data.filtered()
-        if pipeline.logits:
-            for name, role in cache_roles(block.taught_by).items():
-                inputs[role] = self.logits(data, name, pipeline.data, _needed(first))
-                if loss.by_rank and (read_with := self.read_with(name)):
-                    inputs[reading_role(role)] = read_with
-            if block.teachers:
-                named["teachers"] = list(block.teachers.values())
-        for role, name in pipeline.states.items():
-            inputs[role] = self.states(data, _needed(first), pipeline.data, name)
+            named |= lessons[0][1].filtered()
+        if pipeline.logits and block.teachers:
+            named["teachers"] = list(block.teachers.values())
         terms = loss.terms(inputs)
         if terms:
             named["loss"] = terms
@@ -431,23 +429,39 @@ class _Planner:
         )
         key = recipe_key("student", recipe)
         settings = [f"{name[0].upper()}{value:g}" for name, value in varied.items()]
+        learnt = [data.name for _, data in lessons]
         return RunPlan(
-            name="-".join([block.pipeline, student, data.name, *settings, f"s{seed}", key[:8]]),
+            name="-".join([block.pipeline, student, *learnt, *settings, f"s{seed}", key[:8]]),
             key=key,
             recipe=recipe,
             pipeline=block.pipeline,
             student=student,
-            dataset=data.name,
-            teachers=block.taught_by,
+            lessons=tuple(one for one, _ in lessons),
             seed=seed,
             hyperparameters=varied,
             training=training,
             loss=loss,
             inputs=inputs,
             compared_with_teacher=judging,
-            scores=self.scores(data.name, judging) if judging else None,
+            scores=self.scores(learnt[0], judging) if judging else None,
             judged=self.judgements(judging) if judging else {},
         )
+
+    def lesson(
+        self, pipeline: PipelineSettings, loss: LossSettings, lesson: Lesson, data: _Data
+    ) -> dict[str, ArtifactPlan]:
+        """What a run reads of a teacher's work on one dataset, by role."""
+        inputs: dict[str, ArtifactPlan] = {}
+        first = next(iter(lesson.teachers), None)
+        if pipeline.data == "corpus":
+            inputs[lesson.role("corpus")] = self.corpus(data, _needed(first))
+        for name, role in lesson.caches.items() if pipeline.logits else ():
+            inputs[role] = self.logits(data, name, pipeline.data, _needed(first))
+            if loss.by_rank and (read_with := self.read_with(name)):
+                inputs[reading_role(role)] = read_with
+        for role, name in pipeline.states.items():
+            inputs[role] = self.states(data, _needed(first), pipeline.data, name)
+        return inputs
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -92,6 +92,35 @@ class ArtifactPlan:
         yield self
 
 
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """A dataset that a run learns from, and whose work on it."""
+
+    dataset: str
+    """A name of the configuration."""
+    teachers: dict[str, float]
+    """With the weights of their distributions."""
+    number: int = 1
+    """Among the run's lessons; of several, each has one teacher."""
+
+    def role(self, kind: str) -> str:
+        """The role of its artifact of this kind: ``corpus``, in the second lesson ``corpus_2``."""
+        return _numbered(kind, self.number)
+
+    @property
+    def caches(self) -> dict[str, str]:
+        """The role of each teacher's logit cache: ``logits``, then ``logits_2`` and so on."""
+        roles = enumerate(self.teachers, start=self.number)
+        return {name: _numbered("logits", number) for number, name in roles}
+
+    @property
+    def roles(self) -> set[str]:
+        """Every role that is its own."""
+        caches = [*self.caches.values()]
+        own = [self.role(kind) for kind in ("dataset", "corpus", "features", "relations")]
+        return {*own, *caches, *map(reading_role, caches)}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunPlan:
     """A student run."""
@@ -101,9 +130,9 @@ class RunPlan:
     recipe: Recipe
     pipeline: str
     student: str
-    dataset: str
-    teachers: dict[str, float]
-    """Whom it learns from, or is compared with, and their weights; the first one's scores count."""
+    lessons: tuple[Lesson, ...]
+    """What it learns from, or is compared with. The first one's test split is what it is scored on,
+    and the first teacher's scores count."""
     seed: int
     hyperparameters: dict[str, float]
     """What the grid varies for this run besides its names and seed."""
@@ -111,8 +140,8 @@ class RunPlan:
     loss: LossSettings
     inputs: dict[str, ArtifactPlan]
     """The artifacts it reads, by role: ``dataset``, ``tokenizer`` and ``TEACHER_ROLES``; of further
-    teachers ``logits_2`` and so on. A loss by rank also reads the tokenizers of its caches
-    (``teacher_tokenizer``)."""
+    teachers or lessons ``logits_2`` and so on. A loss by rank also reads the tokenizers of its
+    caches (``teacher_tokenizer``)."""
     compared_with_teacher: str | None
     """Whose scores its quality is relative to: its teacher, or the first of its teacher's chain."""
     scores: ArtifactPlan | None
@@ -135,16 +164,23 @@ class RunPlan:
         return f"{self.student} {self.quantised}" if self.quantised else self.student
 
     @property
-    def caches(self) -> dict[str, float]:
-        """The roles of the logit caches that it reads, with the weights of their teachers."""
-        roles = cache_roles(self.teachers)
-        return {role: self.teachers[name] for name, role in roles.items() if role in self.inputs}
+    def dataset(self) -> str:
+        """The datasets it learns from, for people and for tables."""
+        return "+".join(lesson.dataset for lesson in self.lessons)
+
+    @property
+    def teachers(self) -> dict[str, float]:
+        """The teachers of all lessons with their weights there, the first first."""
+        return {name: weight for one in self.lessons for name, weight in one.teachers.items()}
 
     @property
     def taught_by(self) -> str | None:
         """The teachers it learns from, for people; None where it learns from none."""
         if not self.distilled:
             return None
+        if len(self.lessons) > 1:
+            pairs = ((name, one.dataset) for one in self.lessons for name in one.teachers)
+            return " + ".join(f"{name} on {dataset}" for name, dataset in pairs)
         mixed = (f"{weight:g} {name}" for name, weight in self.teachers.items())
         return " + ".join(mixed) if len(self.teachers) > 1 else next(iter(self.teachers))
 
@@ -157,6 +193,19 @@ class RunPlan:
         """Every artifact its training stands on, directly or not, inputs first."""
         found = {p.key: p for plan in self.inputs.values() for p in plan.closure()}
         return list(found.values())
+
+    def shares_of(self, tokens: Sequence[float]) -> list[tuple[ArtifactPlan, float]]:
+        """Every artifact its training stands on, and the share of its tokens that come from it.
+
+        ``tokens`` are the shares of the lessons; they sum to 1.
+        """
+        found: dict[str, float] = {}
+        for lesson, share in zip(self.lessons, tokens, strict=True):
+            others = {role for one in self.lessons if one != lesson for role in one.roles}
+            read = [plan for role, plan in self.inputs.items() if role not in others]
+            for key in {p.key for plan in read for p in plan.closure()}:
+                found[key] = found.get(key, 0.0) + share
+        return [(plan, min(1.0, found[plan.key])) for plan in self.upstream()]
 
     def billed(self) -> list[ArtifactPlan]:
         """Every artifact on this run's bill.
@@ -215,10 +264,11 @@ class Study:
     def datasets(self) -> dict[str, ArtifactPlan]:
         """The dataset of each name; of several variants, the one with the most labelled rows."""
         found: dict[str, ArtifactPlan] = {}
-        for run in self.runs.values():
-            plan, known = run.inputs["dataset"], found.get(run.dataset)
+        lessons = ((run, lesson) for run in self.runs.values() for lesson in run.lessons)
+        for run, lesson in lessons:
+            plan, known = run.inputs[lesson.role("dataset")], found.get(lesson.dataset)
             if known is None or _labelled(plan) > _labelled(known):
-                found[run.dataset] = plan
+                found[lesson.dataset] = plan
         return found
 
     def needed(self, there: Collection[str]) -> dict[str, ArtifactPlan]:
@@ -242,12 +292,8 @@ class Study:
         return found
 
 
-def cache_roles(teachers: Iterable[str]) -> dict[str, str]:
-    """The role of each teacher's logit cache: ``logits``, then ``logits_2`` and so on."""
-    return {
-        name: "logits" if number == 1 else f"logits_{number}"
-        for number, name in enumerate(teachers, start=1)
-    }
+def _numbered(kind: str, number: int) -> str:
+    return kind if number == 1 else f"{kind}_{number}"
 
 
 def reading_role(cache: str) -> str:

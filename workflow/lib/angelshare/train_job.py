@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from angelshare.energy.windows import postponed_termination
 from angelshare.jobs import JobContext
-from angelshare.plans import RunPlan, cache_roles, reading_role
+from angelshare.plans import Lesson, RunPlan, reading_role
 from angelshare.teacher.settings import PretrainedTeacher
 
 if TYPE_CHECKING:
+    from angelshare.data.answers import AnswerReport
     from angelshare.student.requests import Reading
 
 
@@ -25,27 +27,20 @@ def train_planned(
     Raises as `angelshare.student.train.train_student` does.
     """
     # Imported inside the window: loading torch costs energy too.
+    import pyarrow as pa
+
+    from angelshare.data.answers import merged
     from angelshare.student.launch import train_on
-    from angelshare.student.requests import TrainRequest
+    from angelshare.student.requests import Source, TrainRequest
 
     student = context.config.students[run.student]
-    dataset = run.inputs["dataset"]
-    rows = context.rows(run.inputs.get("corpus", dataset), run.recipe["splits"])
-    learnt: dict[str, Any] = {}
-    if "corpus" in run.inputs:
-        rows, answers = context.answers(run.inputs["corpus"], rows, run.recipe)
-        learnt["answers"] = answers.to_json()
-    caches = [context.read(run.inputs[role]) for role in run.caches]
     with (
         context.tokenizer(run) as (tokenizer, revision),
         ExitStack() as opened,
         postponed_termination() as terminated,
     ):
-        readings = [
-            opened.enter_context(_reading(context, run, role, name))
-            for name, role in cache_roles(run.teachers).items()
-            if run.loss.by_rank and role in run.caches
-        ]
+        first, *further = (_learnt(context, run, lesson, opened) for lesson in run.lessons)
+        caches, weights = first.caches, list(run.lessons[0].teachers.values())
         result = train_on(
             student.nodes,
             context.config.training_processes(run.student),
@@ -56,16 +51,24 @@ def train_planned(
                 loss=run.loss,
                 tokenizer=tokenizer,
                 tokenizer_revision=revision,
-                train=rows,
-                validation=context.rows(dataset, ["validation"]),
+                train=first.rows,
+                validation=pa.concat_tables(one.validation for one in (first, *further)),
                 states={
                     role: context.read(run.inputs[role])
                     for role in context.config.pipelines[run.pipeline].states
                 },
                 cache=caches[0] if caches else (),
                 other_caches=caches[1:],
-                weights=list(run.caches.values()) or [1.0],
-                readings=readings,
+                weights=weights if caches else [1.0],
+                readings=first.readings,
+                further=[
+                    Source(
+                        train=one.rows,
+                        cache=one.caches[0] if one.caches else (),
+                        readings=one.readings,
+                    )
+                    for one in further
+                ],
                 seed=run.seed,
                 out=out,
                 checkpoints=checkpoints,
@@ -74,9 +77,51 @@ def train_planned(
             context.window.count,
             terminated,
         )
+    learnt: dict[str, Any] = {}
+    if first.answers:
+        learnt["answers"] = merged([one.answers for one in (first, *further)]).to_json()
     for share in result.paired:
         context.report.say(f"{share:.1%} of the targets have a partner among the teacher's")
     return {"recipe": run.recipe, **learnt, **result.to_json()}
+
+
+def record_consumers(context: JobContext, run: RunPlan, record: Mapping[str, Any]) -> None:
+    """Note beside each artifact that ``run`` stands on it, with the tokens it read of it."""
+    for plan, share in run.shares_of(record["sources"]):
+        context.record_consumer(run, [plan], round(record["trained_tokens"] * share))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Learnt:
+    """What there is to learn from one dataset."""
+
+    rows: Any
+    validation: Any
+    answers: AnswerReport | None
+    """What became of the teacher's answers, where they are what is read."""
+    caches: list[list[Path]]
+    """The parts of each teacher's logit cache."""
+    readings: list[Reading]
+
+
+def _learnt(context: JobContext, run: RunPlan, lesson: Lesson, opened: ExitStack) -> _Learnt:
+    """Read a lesson's artifacts; what has to stay open stays so in ``opened``."""
+    dataset, corpus = run.inputs[lesson.role("dataset")], run.inputs.get(lesson.role("corpus"))
+    rows, answers = context.rows(corpus or dataset, run.recipe["splits"]), None
+    if corpus is not None:
+        rows, answers = context.answers(corpus, rows, run.recipe)
+    caches = {name: role for name, role in lesson.caches.items() if role in run.inputs}
+    return _Learnt(
+        rows=rows,
+        validation=context.rows(dataset, ["validation"]),
+        answers=answers,
+        caches=[context.read(run.inputs[role]) for role in caches.values()],
+        readings=[
+            opened.enter_context(_reading(context, run, role, name))
+            for name, role in caches.items()
+            if run.loss.by_rank
+        ],
+    )
 
 
 @contextmanager

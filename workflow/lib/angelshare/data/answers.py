@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -80,6 +80,24 @@ def filter_answers(
         unchecked=unchecked,
     )
     return corpus.filter(pa.array(keep, pa.bool_())), report
+
+
+def merged(reports: Iterable[AnswerReport | None]) -> AnswerReport:
+    """What filters did to several corpora, added up."""
+    known = [report for report in reports if report is not None]
+    dropped: Counter[str] = Counter()
+    for report in known:
+        dropped.update(report.dropped)
+    joules = [report.dropped_j for report in known if report.dropped_j is not None]
+    return AnswerReport(
+        answers=sum(report.answers for report in known),
+        kept=sum(report.kept for report in known),
+        tokens=sum(report.tokens for report in known),
+        dropped_tokens=sum(report.dropped_tokens for report in known),
+        dropped=dict(sorted(dropped.items())),
+        unchecked=sum(report.unchecked for report in known),
+        dropped_j=sum(joules) if len(joules) == len(known) else None,
+    )
 
 
 def original_answers(table: pa.Table) -> dict[str, str]:

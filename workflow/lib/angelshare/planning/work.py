@@ -279,20 +279,22 @@ class WorkList:
         settings = run.training
         per_step = settings.batch_size * settings.accumulation
         steps = float(settings.max_steps)
-        rows = self._dataset_rows(run.inputs["dataset"], run.recipe["splits"])
-        if settings.max_epochs is not None and rows is not None:
-            steps = min(steps, math.ceil(settings.max_epochs * rows / per_step))
+        datasets = [run.inputs[lesson.role("dataset")] for lesson in run.lessons]
+        rows = [self._dataset_rows(plan, run.recipe["splits"]) for plan in datasets]
+        known = [count for count in rows if count is not None]
+        if settings.max_epochs is not None and len(known) == len(rows):
+            steps = min(steps, math.ceil(settings.max_epochs * sum(known) / per_step))
         least = min(steps, float(settings.stopping.patience * settings.eval_every))
         read = run.inputs.get("corpus", run.inputs["dataset"])
         seen = self._seen("student_train", read.key)
         per_row = seen or _ASSUMED.scaled(settings.max_length)
         tokens = per_row.scaled(steps * per_step)
         tokens = tokens._replace(low=tokens.low * least / steps)
-        held_out = self.config.datasets[run.dataset].validation * (1 + steps / settings.eval_every)
+        held_out = sum(self.config.datasets[lesson.dataset].validation for lesson in run.lessons)
         return {
             "tokens": tokens,
             "length": per_row,
-            "validated": per_row.value * held_out,
+            "validated": per_row.value * held_out * (1 + steps / settings.eval_every),
             "runs_model": True,
         }
 

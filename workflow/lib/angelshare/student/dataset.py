@@ -95,6 +95,11 @@ class EncodedDataset(Dataset[Example]):
         """What each attached cache says of itself, by role."""
         return {role: cache.info for role, (cache, _) in self._states.items()}
 
+    @property
+    def parts(self) -> Sequence[EncodedDataset]:
+        """The datasets that it consists of, in order."""
+        return [self]
+
     def paired(self) -> list[float]:
         """The share of the targets that has a partner, by teacher; none where all have one."""
         return []
@@ -167,6 +172,39 @@ class DistilledDataset(EncodedDataset):
         """The share of the targets that has a partner, by teacher; none where all have one."""
         read = (one for one in self._teachers if isinstance(one, PairedTeacher))
         return [one.paired for one in read]
+
+
+class JoinedDataset(EncodedDataset):
+    """The rows of several datasets, one after the other, each with its own teachers' work.
+
+    Their ids need not differ; hidden states are attached to none of them.
+    """
+
+    def __init__(self, parts: Sequence[EncodedDataset]) -> None:
+        self._parts = parts
+        self.rows = [row for part in parts for row in part.rows]
+        self.dropped = sum(part.dropped for part in parts)
+        self.workers = max(part.workers for part in parts)
+        self._ends = np.cumsum([len(part) for part in parts])
+        self._states = {}
+
+    def __getitem__(self, index: int) -> Example:
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        part = self._parts[number]
+        return part[index - int(self._ends[number]) + len(part)]
+
+    def attach(self, role: str, cache: StateCache) -> None:
+        """Refused: they would have to be of all parts."""
+        raise AngelshareError("hidden states are read with one dataset, not with several")
+
+    @property
+    def parts(self) -> Sequence[EncodedDataset]:
+        """The datasets that it consists of, in order."""
+        return self._parts
+
+    def paired(self) -> list[float]:
+        """The share of the targets that has a partner, by teacher; none where all have one."""
+        return [share for part in self._parts for share in part.paired()]
 
 
 def collator(pad_id: int) -> Callable[[Sequence[Example]], Batch]:

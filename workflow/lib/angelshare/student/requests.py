@@ -39,6 +39,18 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Further rows to train on, with what their own teacher said of them."""
+
+    train: pa.Table
+    """Sequence table; its ids need not differ from those of others."""
+    cache: Sequence[Path] = ()
+    """Part files of the logit cache over ``train``, in order; none where the request has none."""
+    readings: Sequence[Reading] = ()
+    """How that teacher read, where the request says it of its own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainRequest:
     """Everything that decides a student, and where it goes."""
 
@@ -67,6 +79,8 @@ class TrainRequest:
     readings: Sequence[Reading] = ()
     """How each teacher read, in the same order, where the loss compares across tokenizers; none:
     all of them read as the student does."""
+    further: Sequence[Source] = ()
+    """Rows of other datasets that are trained on as those of ``train`` are."""
     seed: int
     """Decides first weights and the order of the data."""
     out: Path
@@ -82,12 +96,11 @@ class TrainRequest:
         """
         for name in TABLES:
             pq.write_table(getattr(self, name), folder / f"{name}.parquet")
-        readings = []
-        for number, reading in enumerate(self.readings, start=1):
-            local = isinstance(reading.tokenizer, Path)
-            if local:
-                shutil.copytree(reading.tokenizer, folder / f"reading_{number}")
-            readings.append(asdict(reading) | ({"tokenizer": None} if local else {}))
+        further = []
+        for number, source in enumerate(self.further, start=2):
+            pq.write_table(source.train, folder / f"train_{number}.parquet")
+            cache = [str(path.absolute()) for path in source.cache]
+            further.append({"cache": cache, "readings": _kept(source.readings, folder, number)})
         local = isinstance(self.tokenizer, Path)
         if local:
             shutil.copytree(self.tokenizer, folder / "tokenizer")
@@ -109,7 +122,8 @@ class TrainRequest:
                     [str(path.absolute()) for path in paths] for paths in self.other_caches
                 ],
                 "weights": list(self.weights),
-                "readings": readings,
+                "readings": _kept(self.readings, folder, 1),
+                "further": further,
                 "seed": self.seed,
                 "out": str(self.out.absolute()),
                 "checkpoints": str(self.checkpoints.absolute()),
@@ -133,14 +147,38 @@ class TrainRequest:
             states={role: list(map(Path, paths)) for role, paths in said["states"].items()},
             other_caches=[[Path(path) for path in paths] for paths in said["other_caches"]],
             weights=said["weights"],
-            readings=[
-                Reading(**{**one, "tokenizer": one["tokenizer"] or folder / f"reading_{number}"})
-                for number, one in enumerate(said["readings"], start=1)
+            readings=list(map(_reading, said["readings"])),
+            further=[
+                Source(
+                    train=pq.read_table(folder / f"train_{number}.parquet"),
+                    cache=list(map(Path, one["cache"])),
+                    readings=list(map(_reading, one["readings"])),
+                )
+                for number, one in enumerate(said["further"], start=2)
             ],
             seed=said["seed"],
             out=Path(said["out"]),
             checkpoints=Path(said["checkpoints"]),
         )
+
+
+def _kept(readings: Sequence[Reading], folder: Path, number: int) -> list[dict[str, Any]]:
+    """Readings as plain values; local tokenizers are copied into ``folder``."""
+    kept = []
+    for place, one in enumerate(readings, start=1):
+        local = isinstance(one.tokenizer, Path)
+        own = folder.absolute() / f"reading_{number}_{place}"
+        if local:
+            shutil.copytree(one.tokenizer, own)
+        named = {"tokenizer": str(own if local else one.tokenizer), "local": local}
+        kept.append(asdict(one) | named)
+    return kept
+
+
+def _reading(said: dict[str, Any]) -> Reading:
+    """One of those that `_kept` wrote."""
+    local = said.pop("local")
+    return Reading(**said | ({"tokenizer": Path(said["tokenizer"])} if local else {}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,6 +205,8 @@ class TrainResult:
     """Sequences trained on."""
     dropped_rows: int
     """Training rows without a target within ``max_length``."""
+    sources: list[float]
+    """The share of the training rows' tokens that each of the run's datasets has."""
     paired: list[float]
     """Share of the target tokens that follow the same text as one of the teacher's, by teacher;
     none where all read alike."""

@@ -14,7 +14,7 @@ stop saves one more before it does.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -41,12 +41,12 @@ from angelshare.student.callbacks import (
     should_stop,
 )
 from angelshare.student.checkpoints import checkpoint_of, newest_checkpoint, read_state
-from angelshare.student.dataset import DistilledDataset, EncodedDataset, collator
+from angelshare.student.dataset import DistilledDataset, EncodedDataset, JoinedDataset, collator
 from angelshare.student.lora import merged, with_lora
 from angelshare.student.models import make_student, pad_token_id, publish_model
 from angelshare.student.pairing import Reader
 from angelshare.student.ranks import ALONE, Ranks
-from angelshare.student.requests import Reading, TrainRequest, TrainResult
+from angelshare.student.requests import Reading, Source, TrainRequest, TrainResult
 from angelshare.student.settings import TrainingSettings
 from angelshare.student.states import StateTerm, make_terms
 from angelshare.student.trainer import PROJECTOR_NAME, StudentTrainer, mean_cross_entropy
@@ -135,6 +135,7 @@ def _train(
         trained_tokens=state.num_input_tokens_seen,
         train_rows=len(train),
         dropped_rows=train.dropped,
+        sources=[_tokens(part) / _tokens(train) for part in train.parts],
         paired=train.paired(),
         history=history(state),
     )
@@ -164,18 +165,31 @@ def _datasets(
     length = request.training.max_length
     validation = EncodedDataset(request.validation, tokenizer, length)
     validation.rows.sort(key=lambda row: len(row.encoded.input_ids))
-    if request.cache:
-        first, *others = (LogitCache(paths) for paths in (request.cache, *request.other_caches))
-        temperature = request.loss.temperature
-        readers = [_reader(reading) for reading in request.readings]
-        train: EncodedDataset = DistilledDataset(
-            request.train, tokenizer, length, first, temperature, others, readers
-        )
-    else:
-        train = EncodedDataset(request.train, tokenizer, length)
+    first = Source(train=request.train, cache=request.cache, readings=request.readings)
+    parts = [
+        _rows(source, others, request, tokenizer)
+        for source, others in ((first, request.other_caches), *((s, ()) for s in request.further))
+    ]
+    train = JoinedDataset(parts) if request.further else parts[0]
     for role, paths in request.states.items():
         train.attach(role, StateCache(paths))
     return train, validation
+
+
+def _rows(
+    source: Source,
+    others: Sequence[Sequence[Path]],
+    request: TrainRequest,
+    tokenizer: PreTrainedTokenizerBase,
+) -> EncodedDataset:
+    """The rows of one dataset, with its own teachers' caches if it has any."""
+    length = request.training.max_length
+    if not source.cache:
+        return EncodedDataset(source.train, tokenizer, length)
+    cache, *further = (LogitCache(paths) for paths in (source.cache, *others))
+    readers = [_reader(reading) for reading in source.readings]
+    temperature = request.loss.temperature
+    return DistilledDataset(source.train, tokenizer, length, cache, temperature, further, readers)
 
 
 def _reader(reading: Reading) -> Reader:
@@ -209,6 +223,7 @@ def _request_digest(
     request: TrainRequest, train: EncodedDataset, validation: EncodedDataset
 ) -> str:
     """What checkpoints belong to: settings, seed, every row's tokens, and the teacher's if any."""
+    further = [[path.name for path in source.cache] for source in request.further]
     return digest(
         "angelshare/training",
         {
@@ -220,6 +235,7 @@ def _request_digest(
             "states": {role: [p.name for p in paths] for role, paths in request.states.items()},
             "other_caches": [[path.name for path in paths] for paths in request.other_caches],
             "weights": list(request.weights),
+            **({"further": further} if further else {}),
             "seed": request.seed,
             "train": [row.encoded.sha256.hex() for row in train.rows],
             "validation": [row.encoded.sha256.hex() for row in validation.rows],
