@@ -219,9 +219,9 @@ def test_the_overview_fits_a_screen_and_says_who_shares_what(tmp_path, monkeypat
 def test_the_paradigms_share_a_teacher_and_what_it_cached(tmp_path, monkeypatch) -> None:
     study = study_of("paradigms", tmp_path, monkeypatch)
     runs = Counter(run.pipeline for run in study.runs.values())
-    assert runs == dict.fromkeys(("sft", "kd", "feature", "relation", "together"), 3)
+    assert runs == dict.fromkeys(("kd", "feature", "relation", "together", "uld"), 3) | {"sft": 6}
     kinds = Counter(plan.kind for plan in study.artifacts.values())
     assert kinds == {
-        **dict.fromkeys(("dataset", "tokenizer", "model", "logits", "scores"), 1),
-        "states": 2,
+        **dict.fromkeys(("dataset", "model", "logits", "scores"), 1),
+        **dict.fromkeys(("states", "tokenizer"), 2),
     }

@@ -68,6 +68,24 @@ def test_the_hub_reads_lineage_results_and_emissions() -> None:
     assert emissions["training_type"] == "fine-tuning"
 
 
+def test_a_routed_run_names_all_its_data_and_teachers() -> None:
+    values = yaml.safe_load((GRIDS / "olmo2-paper.yaml").read_text())
+    values["datasets"]["more"] = {
+        **values["datasets"]["tulu3"],
+        "name": "some/data",
+        "revision": "abc",
+    }
+    values["teachers"]["second"] = {"model": "some/teacher", "revision": "abc"}
+    routes = {"tulu3": "olmo2_32b", "more": "second"}
+    values["grid"] = [{"pipeline": "kd", "students": ["7b"], "routes": routes, "seeds": [1]}]
+    config = load_config(values)
+    (run,) = plan_study(config).runs.values()
+    made = ModelCard(card(run, config, COST, TRAINING, SCORES, "NVIDIA H100"))
+    assert made.data.datasets == ["allenai/tulu-3-sft-mixture", "some/data"]
+    assert "| teacher | some/teacher at abc |" in made.text
+    assert "| logits: second on more, top 100 |" in made.text
+
+
 def test_people_read_the_three_views_and_where_it_comes_from() -> None:
     text = card_of("olmo2-paper", "kd").text
     assert "| Student only | 1,000.0 J (900.0 to 1,100.0) | 0.1 g |" in text

@@ -99,7 +99,7 @@ def metadata(
     hardware: str,
 ) -> ModelCardData:
     """The front matter, in the hub's own terms."""
-    source = config.datasets[run.dataset]
+    sources = [config.datasets[lesson.dataset] for lesson in run.lessons]
     emissions: dict[str, Any] = {"source": SOURCE, "training_type": "fine-tuning"}
     if cost["amortized_co2e_g"] is not None:
         emissions["emissions"] = round(cost["amortized_co2e_g"], 6)
@@ -111,7 +111,7 @@ def metadata(
         pipeline_tag="text-generation",
         tags=["angelshare", "distillation", run.pipeline],
         base_model=_base_model(run, config),
-        datasets=[source.name] if isinstance(source, HubSource) else None,
+        datasets=[one.name for one in sources if isinstance(one, HubSource)] or None,
         model_name=run.name,
         co2_eq_emissions=emissions,
         eval_results=[
