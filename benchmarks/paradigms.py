@@ -4,8 +4,10 @@
     python -m benchmarks.paradigms [--results results/paradigms] [--out FILE.json]
 
 Energy and time are those of the jobs, start of the program included, over the tokens that they
-trained; the first pass that relations and CKA make where a step has several counts with them. Bytes
-are those of the artifact's files, compressed, over the target positions that the teacher read.
+trained; the first pass that relations and CKA make where a step has several counts with them, and
+so do a teacher in memory, whose joules a run stand apart as well, and the student's own answers.
+Bytes are those of the artifact's files, compressed, over the target positions that the teacher
+read.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ def trainings(accounting: Path) -> list[dict[str, Any]]:
             pl.len().alias("runs"),
             pl.col("uj_per_token", "us_per_token").mean(),
             pl.col("uj_per_token").std().alias("uj_per_token_sd"),
-            pl.col("amortized_j").mean(),
+            pl.col("teacher_online_j", "teacher_j", "amortized_j", "one_off_j").mean(),
             pl.col("validation_cross_entropy").mean(),
             pl.col("validation_cross_entropy").std().alias("validation_cross_entropy_sd"),
             *(pl.col(name).mean() for name in scores),

@@ -219,9 +219,102 @@ def test_the_overview_fits_a_screen_and_says_who_shares_what(tmp_path, monkeypat
 def test_the_paradigms_share_a_teacher_and_what_it_cached(tmp_path, monkeypatch) -> None:
     study = study_of("paradigms", tmp_path, monkeypatch)
     runs = Counter(run.pipeline for run in study.runs.values())
-    assert runs == dict.fromkeys(("kd", "feature", "relation", "together", "uld"), 3) | {"sft": 6}
+    names = ("kd", "feature", "relation", "together", "on_policy", "uld")
+    assert runs == dict.fromkeys(names, 3) | {"sft": 6}
     kinds = Counter(plan.kind for plan in study.artifacts.values())
     assert kinds == {
         **dict.fromkeys(("dataset", "model", "logits", "scores"), 1),
         **dict.fromkeys(("states", "tokenizer"), 2),
     }
+
+
+def test_a_teacher_in_memory_is_an_input_and_its_work_no_artifact(tmp_path, monkeypatch) -> None:
+    study = study_of("paradigms", tmp_path, monkeypatch)
+    of = {run.pipeline: run for run in study.runs.values()}
+    online = of["on_policy"]
+    assert online.distilled
+    assert {role: plan.kind for role, plan in online.inputs.items()} == {
+        "dataset": "dataset",
+        "tokenizer": "tokenizer",
+        "teacher": "model",
+    }
+    assert {p.kind for p in online.billed()} == {"dataset", "tokenizer", "model", "scores"}
+    assert online.recipe["on_policy"]["student_share"] == 0.5
+    assert online.recipe["loss"] == of["kd"].recipe["loss"]
+    assert "on_policy" not in of["kd"].recipe
+    values = values_of("paradigms")
+    values["pipelines"]["on_policy"]["on_policy"]["batch_size"] = 7
+    assert plan_study(load_config(values)).runs.keys() == study.runs.keys()
+    values["pipelines"]["on_policy"]["on_policy"]["student_share"] = 0.25
+    assert plan_study(load_config(values)).runs.keys() != study.runs.keys()
+    values["pipelines"]["on_policy"]["data"] = "corpus"
+    runs = plan_study(load_config(values)).runs.values()
+    asked = next(run for run in runs if run.pipeline == "on_policy")
+    assert asked.inputs.keys() == {"dataset", "tokenizer", "corpus", "teacher"}
+    assert asked.recipe["splits"] == ["train", "unlabelled"]
+
+
+def blocks_of(values: dict, pipeline: str) -> list[dict]:
+    return [block for block in values["grid"] if block["pipeline"] == pipeline]
+
+
+TINY = {
+    "tokenizer": "demo",
+    "init": {"hidden_size": 48, "layers": 2, "heads": 2, "intermediate_size": 128},
+}
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "says"),
+    [
+        (
+            "pipelines",
+            {"on_policy": {"data": "dataset", "on_policy": {"max_new_tokens": 64}}},
+            "max_new_tokens is 64, training.max_length 64",
+        ),
+        ("students", {"tiny": {**TINY, "gpus": 2}}, "several processes, and on_policy by one"),
+        ("students", {"tiny": {**TINY, "tokenizer": "other"}}, "would mean another token"),
+        (
+            "pipelines",
+            {"on_policy": {"data": "dataset", "on_policy": {}, "loss": {"divergence": "uld"}}},
+            "compares what was cached with another tokenizer",
+        ),
+        (
+            "grid",
+            {"teacher": None, "datasets": [], "routes": {"problems": "demo", "more": "demo"}},
+            "reads a teacher in memory, which one run has of one dataset",
+        ),
+        ("grid", {"teacher": None}, "pipeline 'on_policy' learns from it"),
+    ],
+)
+def test_what_cannot_be_on_policy_is_one_clear_line(section, change, says) -> None:
+    values = values_of("paradigms")
+    values["tokenizers"]["other"] = {"dataset": "problems", "vocab_size": 200}
+    values["datasets"]["more"] = {**values["datasets"]["problems"], "seed": 8}
+    values["grid"] = blocks_of(values, "on_policy")
+    if section == "grid":
+        values["grid"] = [{**values["grid"][0], **change}]
+    else:
+        values[section] = {**values[section], **change}
+    with pytest.raises(AngelshareError, match=says):
+        load_config(values)
+
+
+def test_a_restricted_teacher_in_memory_is_warned_of() -> None:
+    from angelshare.provenance import licence_warnings
+
+    values = values_of("paradigms")
+    values["grid"] = [{**block, "seeds": [1]} for block in blocks_of(values, "on_policy")]
+    config = load_config(values)
+    assert licence_warnings(config, plan_study(config)) == []
+    values["teachers"]["demo"]["outputs_restricted"] = True
+    config = load_config(values)
+    (warning,) = licence_warnings(config, plan_study(config))
+    assert warning.startswith("run on_policy-tiny-problems-")
+    # An assistant that was trained so hands the restriction on, whatever is cached of it.
+    assistant = {"pipeline": "on_policy", "student": "tiny", "dataset": "problems", "seed": 1}
+    values["teachers"]["assistant"] = {**assistant, "teacher": "demo"}
+    values["grid"] = [{**values["grid"][0], "pipeline": "kd", "teacher": "assistant"}]
+    config = load_config(values)
+    warnings = licence_warnings(config, plan_study(config))
+    assert any(warning.startswith("logits ") for warning in warnings)

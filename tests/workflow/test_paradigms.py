@@ -1,11 +1,14 @@
-"""The grid of paradigms, reduced: every paradigm, a run that reads all that a teacher made, and a
-student with another tokenizer, which is scored in 8 bits too."""
+"""The grid of paradigms, reduced: every paradigm, a run that reads all that a teacher made, one
+whose teacher lies in memory, and a student with another tokenizer, scored in 8 bits too."""
 
 import json
 
 import polars as pl
 import pytest
 import yaml
+
+from angelshare.accounting.findings import findings
+from angelshare.accounting.tables import read_tables
 
 from .conftest import ROOT, Checkout
 
@@ -14,8 +17,9 @@ READ = ["corpus", "logits", "states", "states"]
 
 @pytest.fixture(scope="module")
 def paradigms(tmp_path_factory) -> Checkout:
-    """Two students of everything at once, one of hidden states alone over the same corpus, and one
-    of the same corpus and logits that reads with a tokenizer of its own."""
+    """Two students of everything at once, one of hidden states alone over the same corpus, one
+    that answers itself; and of the same corpus and logits, one that reads with a tokenizer of its
+    own."""
     values = yaml.safe_load((ROOT / "config/grids/paradigms.yaml").read_text())
     values["datasets"]["problems"].update(labelled=24, unlabelled=16, validation=16, test=8)
     values["teachers"]["demo"]["demo"].update(problems=400, steps=30)
@@ -25,6 +29,7 @@ def paradigms(tmp_path_factory) -> Checkout:
         "all": {**values["pipelines"]["together"], "data": "corpus"},
         "feature": {**values["pipelines"]["feature"], "data": "corpus"},
         "uld": {**values["pipelines"]["uld"], "data": "corpus"},
+        "on_policy": {"data": "dataset", "on_policy": {"max_new_tokens": 24, "top_k": 16}},
     }
     values["students"]["foreign"]["quantised"] = "int8"
     block, foreign = ({**values["grid"][number], "seeds": [1]} for number in (0, -1))
@@ -32,6 +37,7 @@ def paradigms(tmp_path_factory) -> Checkout:
         {**block, "pipeline": "all", "seeds": [1, 2]},
         {**block, "pipeline": "feature"},
         foreign,
+        {**block, "pipeline": "on_policy"},
     ]
     checkout = Checkout.fresh(tmp_path_factory.mktemp("paradigms") / "checkout")
     (checkout.folder / "config/config.yaml").write_text(yaml.safe_dump(values))
@@ -66,10 +72,8 @@ def test_a_run_is_a_consumer_of_all_it_read_and_shares_are_conserved(paradigms):
 
 
 def test_terms_and_pairs_are_reported_and_projectors_published(paradigms):
-    for folder in (paradigms.folder / "results/paradigms/students").iterdir():
+    for folder in (paradigms.folder / "results/paradigms/students").glob("[af]*"):
         training = json.loads((folder / "training.json").read_text())
-        if folder.name.startswith("uld-"):
-            continue
         everything = folder.name.startswith("all-")
         logged = {name for entry in training["history"] for name in entry}
         assert "feature_loss" in logged
@@ -81,6 +85,40 @@ def test_terms_and_pairs_are_reported_and_projectors_published(paradigms):
             assert pairs == {None, sum(n * (n - 1) / 2 for n in steps) / 2}
         assert (folder / "projector.safetensors").stat().st_size > 1000
         assert not (folder / "model/projector.safetensors").exists()
+
+
+def test_a_teacher_in_memory_is_on_one_bill_whole_and_in_no_artifact(paradigms):
+    runs = table(paradigms, "runs")
+    run = runs.filter(pl.col("pipeline") == "on_policy").row(0, named=True)
+    folder = paradigms.folder / "results/paradigms/students" / run["run"]
+    record = json.loads((folder / "energy.json").read_text())
+    phases = {phase["name"]: phase["energy_j"] for phase in record["phases"]}
+    assert phases.keys() == {"teacher_load", "teacher_forward", "student_generation"}
+    online_j = phases["teacher_load"] + phases["teacher_forward"]
+    assert all(energy_j > 0 for energy_j in phases.values())
+    assert run["teacher_online_j"] == pytest.approx(online_j)
+    assert run["teacher_online_j"] < run["student_only_j"]
+    assert set(runs.filter(pl.col("pipeline") != "on_policy")["teacher_online_j"]) == {None}
+    assert record["work"]["tokens"]["generated"] > 0
+    # Under every view it is there once, whole; the stages of a view sum to it.
+    stages = table(paradigms, "stages").filter(pl.col("run") == run["run"])
+    for view in ("student_only", "one_off", "amortized"):
+        own = stages.filter(pl.col("view") == view)
+        (teacher,) = own.filter(pl.col("stage") == "teacher_online").iter_rows(named=True)
+        assert (teacher["energy_j"], teacher["shared"]) == (run["teacher_online_j"], False)
+        assert own["energy_j"].sum() == pytest.approx(run[f"{view}_j"])
+    trained = table(paradigms, "attempts").filter(
+        (pl.col("run") == run["run"]) & (pl.col("stage") == "student_train")
+    )
+    kept = stages.filter((pl.col("view") == "one_off") & (pl.col("stage") == "student_train"))
+    assert kept["energy_j"].sum() + online_j == pytest.approx(trained["energy_j"].sum())
+    # It reads what others read too, but no work that a teacher did for others.
+    shares = table(paradigms, "shares").filter(pl.col("run") == run["run"])
+    assert set(shares["kind"]) == {"dataset", "tokenizer", "scores"}
+    assert run["distilled"]
+    assert f"on_policy {run['student']}" in table(paradigms, "frontier")["setting"].to_list()
+    said = findings(read_tables(paradigms.folder / "results/paradigms/accounting"))
+    assert any("in memory works for one run alone" in one.text for one in said)
 
 
 def test_a_student_with_another_tokenizer_learns_from_the_same_cache(paradigms):

@@ -25,6 +25,7 @@ from angelshare.planning.plan import Plan, make_plan
 from angelshare.planning.ranges import Range
 from angelshare.planning.spending import check_budget, spent_j
 from angelshare.planning.stored import store_plan, stored_predictions
+from angelshare.planning.study_models import study_models
 from angelshare.planning.text import block, interval
 from angelshare.planning.workflow import announce, start
 
@@ -295,6 +296,41 @@ def test_the_prerun_calibrates(config: Config) -> None:
     assert plan.hardware_basis == "the prerun's"
     assert {one.basis for one in plan.predictions} == {"calibration"}
     assert json.loads(json.dumps(found)) == found
+
+
+def test_an_on_policy_training_counts_its_teacher_and_is_told_by_its_own_kind(
+    values: dict[str, Any],
+) -> None:
+    values["pipelines"]["on_policy"] = {
+        "data": "dataset",
+        "on_policy": {"max_new_tokens": 20, "student_share": 0.25},
+    }
+    block = {"students": ["tiny"], "datasets": ["problems"], "teacher": "demo", "seeds": [1, 2]}
+    values["grid"] = [{**block, "pipeline": name} for name in ("kd", "on_policy")]
+    config = load_config(values)
+
+    def trainings() -> dict[str, Any]:
+        found = [one for one in planned(config).predictions if one.item.stage == "student_train"]
+        return {str(one.item.run).partition("-")[0]: one for one in found if "-s2-" in one.item.run}
+
+    done = {run.pipeline: run.name for run in plan_study(config).runs.values() if run.seed == 1}
+    first = trainings()
+    cached, online = first["kd"].item, first["on_policy"].item
+    models = study_models(config)
+    tokens, length = cached.tokens.value, 32.0
+    more = models["teacher demo"].forward_flops(tokens, length)
+    # Decoding is slower by what the two reach of a device's peak.
+    more += models["student tiny"].forward_flops(0.25 * tokens, length) * 0.35 / 0.05
+    assert online.flops.value - cached.flops.value == pytest.approx(more)
+    finished_run(config, done["kd"], 100.0)
+    second = trainings()
+    assert second["kd"].basis == "records"
+    assert second["on_policy"].basis == "flops"
+    finished_run(config, done["on_policy"], 700.0)
+    third = trainings()
+    assert third["on_policy"].basis == "records"
+    assert third["kd"].energy_j == second["kd"].energy_j
+    assert third["on_policy"].energy_j.value > 4 * third["kd"].energy_j.value
 
 
 def test_rows_that_only_the_sealed_dataset_knows(values: dict[str, Any]) -> None:

@@ -47,6 +47,7 @@ from angelshare.store.artifacts import ArtifactStore
 from angelshare.student.settings import (
     LoraSettings,
     LossSettings,
+    OnPolicySettings,
     PretrainedStudent,
     StudentInit,
     TrainingSettings,
@@ -144,6 +145,23 @@ class PipelineSettings(Settings):
     student's sequences are drawn to those between these."""
     loss: dict[str, Any] = {}
     """Changes to ``loss`` for this pipeline alone (``{divergence: uld}``)."""
+    on_policy: OnPolicySettings | None = None
+    """Instead of a cache: the student answers prompts of that data itself, and the teacher judges
+    in memory while it is trained. Nothing of that is shared with another run."""
+
+    @model_validator(mode="after")
+    def _no_cache_of_other_answers(self) -> PipelineSettings:
+        if self.on_policy and (self.logits or self.states):
+            raise ValueError(
+                "without logits, features and relations where it is on_policy: they are cached at "
+                "the tokens of the data, and the teacher in memory reads the student's own"
+            )
+        return self
+
+    @property
+    def divergence(self) -> bool:
+        """Whether the loss holds the student's distribution beside a teacher's."""
+        return self.logits or self.on_policy is not None
 
     @property
     def states(self) -> dict[str, str]:
@@ -154,7 +172,7 @@ class PipelineSettings(Settings):
     @property
     def reads_teacher(self) -> bool:
         """Whether any of what it trains on is a teacher's work."""
-        return self.data == "corpus" or self.logits or bool(self.states)
+        return self.data == "corpus" or self.divergence or bool(self.states)
 
 
 class GridBlock(Settings):

@@ -111,18 +111,19 @@ def dangling_names(config: Config) -> Iterator[str]:
                     yield _unknown(f"{where}.{own}", name, table)
         pipeline = config.pipelines.get(block.pipeline)
         if pipeline and not block.taught_by and pipeline.reads_teacher:
-            yield f"{where}.teacher is missing: pipeline {block.pipeline!r} reads its artifacts."
+            yield f"{where}.teacher is missing: pipeline {block.pipeline!r} learns from it."
         if pipeline and not pipeline.logits and block.teachers:
             yield (
                 f"{where}.teachers mixes their distributions, which pipeline {block.pipeline!r} "
                 "does not read (logits: false): name one teacher."
             )
-        if pipeline and pipeline.states and block.routes:
+        if pipeline and (pipeline.states or pipeline.on_policy) and block.routes:
+            what = "hidden states" if pipeline.states else "a teacher in memory"
             yield (
-                f"{where}.routes: pipeline {block.pipeline!r} reads hidden states, which one run "
-                "has of one dataset: name datasets and a teacher."
+                f"{where}.routes: pipeline {block.pipeline!r} reads {what}, which one run has of "
+                "one dataset: name datasets and a teacher."
             )
-        if pipeline and not pipeline.logits and (block.temperature or block.alpha):
+        if pipeline and not pipeline.divergence and (block.temperature or block.alpha):
             yield (
                 f"{where}: temperature and alpha belong to the distillation loss, which pipeline "
                 f"{block.pipeline!r} does not use (logits: false)."

@@ -32,12 +32,38 @@ def cache_problems(config: Config) -> Iterator[str]:
         if pipeline.logits:
             yield from _unusable_temperatures(config, block, where, loss)
             yield from _no_tail(config, loss)
-        if pipeline.states or (pipeline.logits and not loss.by_rank):
+        if pipeline.on_policy and loss.by_rank:
+            yield (
+                f"pipelines.{block.pipeline}: loss.divergence {loss.divergence} compares what was "
+                "cached with another tokenizer, and on_policy answers that no other one has read: "
+                "take another divergence."
+            )
+        if pipeline.states or (pipeline.divergence and not loss.by_rank):
             yield from _other_tokenizers(config, block, where)
+        if pipeline.on_policy:
+            yield from _no_room(config, block, where)
         for role, name in pipeline.states.items():
             yield from _unusable_states(config, f"pipelines.{block.pipeline}.{role}", role, name)
             yield from _too_large(config, block, name)
             yield from _misnamed_layers(config, block, role, name)
+
+
+def _no_room(config: Config, block: GridBlock, where: str) -> Iterator[str]:
+    """Answers of the student that leave no token for a prompt, or too many processes."""
+    changed = block.training.get("max_length", config.training.max_length)
+    on_policy = config.pipelines[block.pipeline].on_policy
+    if on_policy and isinstance(changed, int) and on_policy.max_new_tokens >= changed:
+        yield (
+            f"pipelines.{block.pipeline}.on_policy.max_new_tokens is {on_policy.max_new_tokens}, "
+            f"training.max_length {changed} with the prompt: lower the one or raise the other."
+        )
+    for name in block.students:
+        student = config.students.get(name)
+        if student and config.training_processes(name) * student.nodes > 1:
+            yield (
+                f"{where}: student {name!r} is trained by several processes, and on_policy by one: "
+                "set its gpus to 1 (or 0) and nodes to 1, or take a pipeline that reads a cache."
+            )
 
 
 def _unusable_states(config: Config, where: str, role: str, name: str) -> Iterator[str]:
@@ -159,7 +185,7 @@ def _other_tokenizers(config: Config, block: GridBlock, where: str) -> Iterator[
         if _origin(config, own) != _origin(config, read):
             yield (
                 f"{where}: student {name!r} reads with tokenizer {own!r}, teacher "
-                f"{teacher!r} with {read!r}: a token id of what it caches would mean "
+                f"{teacher!r} with {read!r}: a token id of what it says would mean "
                 f"another token. Give the student tokenizer {read!r}, or {ways_out}."
             )
 

@@ -52,6 +52,7 @@ def gather(config: Config, study: Study, store: ArtifactStore) -> accounting.Stu
                 teacher_scores=("scores", run.scores.key) if run.scores else None,
                 inference_batch_size=config.evaluation.batch_size,
                 trained_as=run.trained_as,
+                teacher_online=run.on_policy,
             )
         )
         scores.extend(_scores(run, config, teacher_scores))

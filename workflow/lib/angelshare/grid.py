@@ -357,7 +357,7 @@ class _Planner:
             "labelled": block.labelled,
             "max_new_tokens": block.max_new_tokens,
         }
-        if self.config.pipelines[block.pipeline].logits:
+        if self.config.pipelines[block.pipeline].divergence:
             loss = self.config.loss_of(block.pipeline)
             varied["temperature"] = block.temperature or [loss.temperature]
             varied["alpha"] = block.alpha or [loss.alpha]
@@ -415,7 +415,11 @@ class _Planner:
             named |= lessons[0][1].filtered()
         if pipeline.logits and block.teachers:
             named["teachers"] = list(block.teachers.values())
-        terms = loss.terms(inputs)
+        if pipeline.on_policy:
+            beside, pretrained = self.teacher(_needed(first))
+            inputs |= beside
+            named |= {**pretrained, "on_policy": pipeline.on_policy.identity()}
+        terms = loss.terms(inputs.keys() | named.keys())
         if terms:
             named["loss"] = terms
         recipe = make_recipe(

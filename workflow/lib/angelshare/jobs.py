@@ -29,7 +29,7 @@ from angelshare.files import read_json
 from angelshare.grid import plan_study
 from angelshare.planning.spending import check_budget
 from angelshare.plans import ArtifactPlan, RunPlan, Study, work_of
-from angelshare.provenance import Making, restricted
+from angelshare.provenance import Making, restricted, restricted_of
 from angelshare.recipes import Recipe
 from angelshare.reporter import Reporter
 from angelshare.store.artifacts import Artifact, ArtifactStore
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from angelshare.data.answers import AnswerReport
     from angelshare.energy import Window
     from angelshare.energy.windows import Role
+    from angelshare.student.requests import OnPolicyRequest
 
 Plan = TypeVar("Plan", ArtifactPlan, RunPlan)
 
@@ -146,24 +147,48 @@ class JobContext:
         """
         from angelshare.teacher.models import load_tokenizer
 
-        models = restricted(self.config, plan)
-        if models:
-            self.report.say(f"warning: {restriction(models)}")
-            self.window.warn("licence", restriction(models))
+        self._warn_of(restricted(self.config, plan))
         teacher = self.config.teachers[plan.name]
+        with self._loadable(plan.name, plan) as (model, options):
+            yield model, options
+            self.making.tokenizer(load_tokenizer(model, **options))
         if isinstance(teacher, PretrainedTeacher):
-            options: dict[str, Any] = {
-                "revision": teacher.revision,
-                "trust_remote_code": teacher.trust_remote_code,
-            }
-            yield teacher.model, options
-            self.making.tokenizer(load_tokenizer(teacher.model, **options))
             self.making.model(teacher, self.config.results)
+        self.making.device()
+
+    @contextmanager
+    def teacher_beside(self, run: RunPlan) -> Iterator[OnPolicyRequest | None]:
+        """The teacher that lies in memory while a run is trained; None where there is none."""
+        from angelshare.student.requests import OnPolicyRequest
+
+        settings = self.config.pipelines[run.pipeline].on_policy
+        if settings is None:
+            yield None
+            return
+        self._warn_of(restricted_of(self.config, run))
+        with self._loadable(next(iter(run.teachers)), run) as (model, options):
+            yield OnPolicyRequest(settings=settings, model=model, identity=run.key, **options)
+
+    @contextmanager
+    def _loadable(self, name: str, plan: Plan) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The folder or hub name of the teacher ``name`` of a plan, and how to load it."""
+        teacher = self.config.teachers[name]
+        if isinstance(teacher, PretrainedTeacher):
+            yield (
+                teacher.model,
+                {
+                    "revision": teacher.revision,
+                    "trust_remote_code": teacher.trust_remote_code,
+                },
+            )
         else:
             with self.folder(plan.inputs["teacher"]) as folder:
                 yield str(folder), {}
-                self.making.tokenizer(load_tokenizer(folder))
-        self.making.device()
+
+    def _warn_of(self, models: list[str]) -> None:
+        if models:
+            self.report.say(f"warning: {restriction(models)}")
+            self.window.warn("licence", restriction(models))
 
     @contextmanager
     def tokenizer(self, run: RunPlan) -> Iterator[tuple[str, str | None]]:

@@ -141,7 +141,7 @@ class RunPlan:
     inputs: dict[str, ArtifactPlan]
     """The artifacts it reads, by role: ``dataset``, ``tokenizer`` and ``TEACHER_ROLES``; of further
     teachers or lessons ``logits_2`` and so on. A loss by rank also reads the tokenizers of its
-    caches (``teacher_tokenizer``)."""
+    caches (``teacher_tokenizer``); ``teacher`` is a model to be loaded beside the student."""
     compared_with_teacher: str | None
     """Whose scores its quality is relative to: its teacher, or the first of its teacher's chain."""
     scores: ArtifactPlan | None
@@ -187,7 +187,12 @@ class RunPlan:
     @property
     def distilled(self) -> bool:
         """Whether the run learns from a teacher's work."""
-        return bool(TEACHER_ROLES & self.inputs.keys())
+        return self.on_policy or bool(TEACHER_ROLES & self.inputs.keys())
+
+    @property
+    def on_policy(self) -> bool:
+        """Whether its teacher lies in memory while it is trained, for this run alone."""
+        return "on_policy" in self.recipe
 
     def upstream(self) -> list[ArtifactPlan]:
         """Every artifact its training stands on, directly or not, inputs first."""

@@ -17,7 +17,7 @@ import angelshare
 from angelshare.config import Config
 from angelshare.errors import AngelshareError
 from angelshare.fingerprints import Fingerprints
-from angelshare.plans import ArtifactPlan, Study
+from angelshare.plans import ArtifactPlan, RunPlan, Study
 from angelshare.store.artifacts import ArtifactStore
 from angelshare.store.provenance import Provenance, restriction
 from angelshare.teacher.settings import PretrainedTeacher
@@ -117,30 +117,52 @@ def licences(config: Config, store: ArtifactStore, plan: ArtifactPlan) -> dict[s
 def restricted(config: Config, plan: ArtifactPlan) -> list[str]:
     """The models that made an artifact or what it is made of, and whose licence restricts that."""
     return sorted(
-        {
-            _teacher_name(one)
-            for one in plan.closure()
-            if one.kind in OUTPUTS and config.teachers[one.name].outputs_restricted
-        }
+        {_teacher_name(one) for one in plan.closure() if _restricted(config, _speaker(config, one))}
     )
 
 
+def restricted_of(config: Config, run: RunPlan) -> list[str]:
+    """The models of whose outputs a run learns, and whose licence restricts that."""
+    found = {name for plan in run.upstream() for name in restricted(config, plan)}
+    if run.on_policy and _restricted(config, next(iter(run.teachers))):
+        found.add(_teacher_name(run))
+    return sorted(found)
+
+
+def _speaker(config: Config, plan: ArtifactPlan) -> str | None:
+    """The teacher whose outputs an artifact holds, or was trained on without their being kept."""
+    if plan.assistant and "on_policy" in plan.recipe["student"]:
+        return getattr(config.teachers[plan.name], "teacher", None)
+    return plan.name if plan.kind in OUTPUTS else None
+
+
+def _restricted(config: Config, teacher: str | None) -> bool:
+    return teacher is not None and config.teachers[teacher].outputs_restricted
+
+
 def licence_warnings(config: Config, study: Study) -> list[str]:
-    """One line for each artifact of the study that a restricted model makes."""
-    return [
+    """One line for each artifact of the study that a restricted model makes, and for each run that
+    learns from one in memory."""
+    artifacts = [
         f"{plan.kind} {plan.label}: {restriction(models)}"
         for plan in study.artifacts.values()
         if plan.kind in OUTPUTS and (models := restricted(config, plan))
     ]
+    runs = [
+        f"run {run.name}: {restriction(models)}"
+        for run in study.trainings.values()
+        if run.on_policy and (models := restricted_of(config, run))
+    ]
+    return artifacts + runs
 
 
-def _teacher_name(plan: ArtifactPlan) -> str:
-    """The teacher of an artifact by what it is, not by what a configuration calls it."""
+def _teacher_name(plan: ArtifactPlan | RunPlan) -> str:
+    """The teacher of an artifact or run by what it is, not by what a configuration calls it."""
     if "teacher" in plan.inputs:
         return name_of(plan.inputs["teacher"])
     if "answers" in plan.inputs:
         return _teacher_name(plan.inputs["answers"])
-    named: dict[str, Any] = plan.recipe["teacher"]
+    named: dict[str, Any] = plan.recipe.get("student", plan.recipe)["teacher"]
     if "hub" in named:
         return f"{named['hub']}@{named['revision']}"
     return f"model sha256:{named['sha256'][:12]}"

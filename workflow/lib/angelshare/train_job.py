@@ -30,13 +30,16 @@ def train_planned(
     import pyarrow as pa
 
     from angelshare.data.answers import merged
+    from angelshare.energy.phases import phases_of
     from angelshare.student.launch import train_on
     from angelshare.student.requests import Source, TrainRequest
 
     student = context.config.students[run.student]
     with (
         context.tokenizer(run) as (tokenizer, revision),
+        context.teacher_beside(run) as on_policy,
         ExitStack() as opened,
+        phases_of(context.window, context.config.energy.period_s) as phase,
         postponed_termination() as terminated,
     ):
         first, *further = (_learnt(context, run, lesson, opened) for lesson in run.lessons)
@@ -69,6 +72,7 @@ def train_planned(
                     )
                     for one in further
                 ],
+                on_policy=on_policy,
                 seed=run.seed,
                 out=out,
                 checkpoints=checkpoints,
@@ -76,6 +80,7 @@ def train_planned(
             context.report,
             context.window.count,
             terminated,
+            phase,
         )
     learnt: dict[str, Any] = {}
     if first.answers:

@@ -17,6 +17,7 @@ from typing import Any
 import polars as pl
 
 from angelshare.accounting.study import AttemptSource
+from angelshare.energy.phases import TEACHER_FORWARD, TEACHER_LOAD
 from angelshare.errors import AngelshareError
 
 SCHEMA_NAME = "energy-sidecar/1"
@@ -57,7 +58,7 @@ ATTEMPT_SCHEMA: dict[str, Any] = {
     "warnings": pl.String,
     "token_kind": pl.String,
     **{f"{kind}_tokens": pl.Int64 for kind in TOKEN_KINDS},
-    **dict.fromkeys(("prefill_j", "decode_j"), pl.Float64),
+    **dict.fromkeys(("prefill_j", "decode_j", "teacher_online_j"), pl.Float64),
     "pue": pl.Float64,
     "grid_g_per_kwh": pl.Float64,
     "grid_source": pl.String,
@@ -70,6 +71,8 @@ ATTEMPT_SCHEMA: dict[str, Any] = {
 }
 """Columns of `attempts.parquet`; `tokens` count the stage's work, in the sense of `token_kind`.
 `prefill_j` and `decode_j` are null where a job did not mark them (see `efficiency`).
+`teacher_online_j` is what a teacher in memory spent within a training, its loading included: part
+of the training's joules, and of one run's bill alone. Null where there was none.
 
 `shift_5pct_j` is the most that the joules of one of its phases (of the whole attempt where it has
 none) change when both bounds of that phase move by 5 % of its length to either side.
@@ -284,13 +287,18 @@ def _by_kind(record: Record) -> dict[str, float | None]:
 
 
 def _phases(record: Record) -> dict[str, float | None]:
-    """Joules of reading prompts and of writing answers, where the job marked both."""
+    """Joules of reading prompts and of writing answers, where the job marked both; and of a teacher
+    in memory."""
     found: dict[str, float] = {}
     for phase in record.get("phases", list, need=False) or []:
         name = str(phase.get("name"))
         found[name] = found.get(name, 0.0) + float(phase.get("energy_j") or 0.0)
     both = "prefill" in found and "decode" in found
-    return {f"{name}_j": found[name] if both else None for name in ("prefill", "decode")}
+    online = [found[name] for name in (TEACHER_LOAD, TEACHER_FORWARD) if name in found]
+    return {
+        **{f"{name}_j": found[name] if both else None for name in ("prefill", "decode")},
+        "teacher_online_j": sum(online) if online else None,
+    }
 
 
 def _hardware(record: Record) -> str | None:

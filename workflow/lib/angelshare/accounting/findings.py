@@ -49,7 +49,7 @@ def findings(tables: Tables) -> list[Finding]:
         Finding("break-even", _capital(_break_even_line(tables))),
         Finding("reuse", _capital(_reuse_line(tables))),
     ]
-    makers = (_flips, _dominant, _dominated, _moved, _largest_stage, _wasted, _planned)
+    makers = (_unshared, _flips, _dominant, _dominated, _moved, _largest_stage, _wasted, _planned)
     for make in (*makers, _unsupported):
         found.extend(Finding(*pair) for pair in make(tables))
     return found
@@ -140,6 +140,22 @@ def _reuse_line(tables: Tables) -> str:
 
 def _many(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _unshared(tables: Tables) -> list[tuple[str, str]]:
+    """What teachers in memory spend within a run's training: no other run can have its use."""
+    online = tables.runs.filter(pl.col("teacher_online_j").is_not_null())
+    means = online.group_by("setting", maintain_order=True).agg(
+        pl.col("teacher_online_j", "student_only_j").mean()
+    )
+    texts = [
+        f"{pretty(setting)} {energy(online_j)} a run ({percent(online_j / own_j)} of its own jobs)"
+        for setting, online_j, own_j in means.rows()
+    ]
+    if not texts:
+        return []
+    text = f"A teacher in memory works for one run alone, under every view: {'; '.join(texts)}."
+    return [("reuse", text)]
 
 
 def _names(settings: list[str]) -> str:

@@ -15,6 +15,7 @@ _STAGES = {
     "teacher_hidden": "teacher: hidden states",
     "teacher_embeddings": "teacher: embeddings",
     "teacher_evaluate": "teacher: evaluation",
+    "teacher_online": "teacher: in memory",
     "assistant_train": "assistant: training",
     "student_train": "student training",
     "evaluate": "evaluation",

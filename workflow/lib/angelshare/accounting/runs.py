@@ -2,7 +2,9 @@
 
 Joules. `student_only_j` counts the run's own student stages, failed attempts included;
 `one_off_j` adds what it made upstream for itself and every shared artifact's whole bill;
-`amortized_j` adds the run's share instead. Always student-only <= amortised <= one-off.
+`amortized_j` adds the run's share instead. Always student-only <= amortised <= one-off. A teacher
+that lies in memory during a training (`teacher_online_j`) works for that run alone: no other can
+share it, so it is part of all three.
 Quality is the mean over benchmarks of student / teacher (performance retention, arXiv 2605.13981).
 """
 
@@ -28,6 +30,7 @@ _TAKEN = frozenset(
     {*RUN_COLUMNS, "setting", "distilled", "parameters", "tokens", "quality", "quality_stderr", "n"}
     | {"note", "datasets", "benchmarks_missing", "co2e_g", "j_per_token", "view", "energy_j"}
     | {"private_j", "teacher_j", "wasted_j", "inference_j_per_token", "teacher_share_j"}
+    | {"teacher_online_j"}
     | {"prefill_j_per_token", "decode_j_per_token", "teacher_inference_j_per_token"}
     | {"teacher_scores", "om_perf", "eff_overall", "inference_batch_size"}
     | {f"{view}_{what}" for view in VIEWS for what in ("j", "low_j", "high_j", "co2e_g")}
@@ -95,6 +98,7 @@ def run_table(
     scores += [*benchmark_names(study)]
     spread = [f"{view}_{what}" for view in VIEWS for what in ("low_j", "high_j", "j_per_token")]
     rest = ["student_only_co2e_g", "amortized_co2e_g", "private_j", "teacher_j", "teacher_share_j"]
+    rest += ["teacher_online_j"]
     own_columns = ["wasted_j", "inference_j_per_token", "unresolved_attempts", "parameters"]
     own_columns += ["inference_batch_size"]
     frame = with_efficiency(frame, study, attempts)
@@ -116,7 +120,8 @@ def _described(study: Study) -> pl.DataFrame:
     varying = _varying(study.runs)
     columns["setting"] = [setting_label(run, varying.get(run.pipeline, ())) for run in study.runs]
     columns["distilled"] = [
-        any(kind in TEACHER_KINDS for kind, _ in r.artifacts) for r in study.runs
+        r.teacher_online or any(kind in TEACHER_KINDS for kind, _ in r.artifacts)
+        for r in study.runs
     ]
     columns["tokens"] = [run.tokens for run in study.runs]
     columns["parameters"] = [run.parameters for run in study.runs]
@@ -182,6 +187,7 @@ def _own_energy(study: Study, attempts: pl.DataFrame, settings: AccountingSettin
             student_only_co2e_g=known_sum(pl.col("co2e_g").filter(student)),
             private_co2e_g=pl.col("co2e_g").filter(~student).sum(),
             wasted_j=pl.col("energy_j").filter(pl.col("status").is_in(WASTED)).sum(),
+            teacher_online_j=known_sum(pl.col("teacher_online_j").filter(student)),
             inference_j=pl.col("energy_j").filter(evaluation & (pl.col("status") == "ok")).sum(),
             inference_tokens=pl.col("tokens").filter(evaluation & (pl.col("status") == "ok")).sum(),
             unresolved_attempts=pl.col("energy_j").is_null().sum(),

@@ -1,6 +1,7 @@
 """Where a run's energy went, stage by stage, under each view: the stage-wise breakdown.
 
-Joules. The stages of a run sum to the run's energy in `runs.parquet`, view by view.
+Joules. The stages of a run sum to the run's energy in `runs.parquet`, view by view. Of a training
+with a teacher in memory the teacher's joules are a stage of their own, `teacher_online`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ import polars as pl
 
 from angelshare.accounting.settings import AccountingSettings
 from angelshare.accounting.study import Study
+
+TEACHER_ONLINE = "teacher_online"
+"""The stage of a teacher that works within a student's training."""
 
 
 def stage_table(
@@ -20,11 +24,11 @@ def stage_table(
     """
     charged = attempts.filter(~pl.col("stage").is_in(settings.apart))
     student = pl.col("stage").is_in(settings.student_stages)
-    own = charged.filter(pl.col("run").is_not_null()).with_columns(shared=pl.lit(False))
+    own = _teacher_apart(charged.filter(pl.col("run").is_not_null()), student)
     made = _made_upstream(study, charged, shares).with_columns(shared=pl.lit(True))
     columns = ["run", "stage", "shared", "energy_j"]
     views = {
-        "student_only": own.filter(student).select(columns),
+        "student_only": own.filter("of_student").select(columns),
         "one_off": pl.concat([own.select(columns), made.select(columns)]),
         "amortized": pl.concat(
             [
@@ -42,6 +46,17 @@ def stage_table(
         .select("run", "view", "stage", "shared", "energy_j")
         .sort("run", "view", "shared", "stage")
     )
+
+
+def _teacher_apart(own: pl.DataFrame, student: pl.Expr) -> pl.DataFrame:
+    """The runs' own attempts, each with a teacher in memory as two stages; `of_student` marks what
+    the student-only view counts."""
+    own = own.with_columns(of_student=student, shared=pl.lit(False))
+    online = own.filter(pl.col("teacher_online_j").is_not_null()).with_columns(
+        stage=pl.lit(TEACHER_ONLINE), energy_j=pl.col("teacher_online_j")
+    )
+    rest = own.with_columns(pl.col("energy_j") - pl.col("teacher_online_j").fill_null(0.0))
+    return pl.concat([rest, online])
 
 
 def _made_upstream(study: Study, charged: pl.DataFrame, shares: pl.DataFrame) -> pl.DataFrame:

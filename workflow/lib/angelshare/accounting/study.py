@@ -74,7 +74,8 @@ class Run:
     was trained on; `parameters`, where known, orders students by size; `teacher_scores` names the
     artifact that its scores are compared with, whether or not it is on the run's bill;
     `inference_batch_size` is how many requests its evaluation answered at once; `trained_as` names
-    the run whose model this one scores in another precision (`angelshare.accounting.points`).
+    the run whose model this one scores in another precision (`angelshare.accounting.points`);
+    `teacher_online` says that a teacher lay in memory while it was trained.
     """
 
     run: str
@@ -89,6 +90,7 @@ class Run:
     teacher_scores: tuple[str, str] | None = None
     inference_batch_size: int | None = None
     trained_as: str | None = None
+    teacher_online: bool = False
 
     @property
     def payer(self) -> str:

@@ -1,7 +1,9 @@
-"""Phases of an energy window that many batches enter in turn: reading prompts, writing answers.
+"""Phases of an energy window that many batches enter in turn: reading prompts, writing answers;
+in an on-policy training the student's answers and the teacher's reading of them.
 
-Of each batch, the first forward pass reads the prompts and gives the first token: prefill. All that
-follows is decode. The phases follow each other without a gap, so their joules sum to the batch's.
+When prompts are answered, of each batch the first forward pass reads the prompts and gives the
+first token: prefill. All that follows is decode. The phases follow each other without a gap, so
+their joules sum to the batch's.
 """
 
 from __future__ import annotations
@@ -12,6 +14,11 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 from angelshare.energy.windows import Window
+
+TEACHER_LOAD, TEACHER_FORWARD = "teacher_load", "teacher_forward"
+"""The teacher within a student's training: what it costs is on that run's bill alone."""
+STUDENT_GENERATION = "student_generation"
+"""The student's own answers within its training."""
 
 Phase = Callable[[str], AbstractContextManager[None]]
 """Opens a named stretch of the energy window."""

@@ -49,7 +49,7 @@ class Prediction:
     @property
     def group(self) -> tuple[str, str]:
         """What its error is common to: one basis of one stage."""
-        return (self.basis, self.item.stage)
+        return (self.basis, self.item.kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ class Predictor:
         return self._from_records(item) or self._from_calibration(item) or self._from_flops(item)
 
     def _from_records(self, item: WorkItem) -> Prediction | None:
-        found = self.stages.get(item.stage, [])
+        found = self.stages.get(item.kind, [])
         if not found or item.flops is None:
             return None
         same = [one for one in found if _same_model(one, item)]
@@ -185,7 +185,7 @@ class Predictor:
     def _from_calibration(self, item: WorkItem) -> Prediction | None:
         if not self.calibration or item.flops is None:
             return None
-        kind = COMPUTE[item.stage]
+        kind = COMPUTE[item.kind]
         measured, start = self.calibration[kind], self.calibration["start"]
         size = item.model.parameters / self.calibration["model"]["parameters"] if item.model else 1
         # Small models are bound by overhead: an operation of one seven times as large costs less.
@@ -202,7 +202,7 @@ class Predictor:
 
     def _from_flops(self, item: WorkItem) -> Prediction:
         assert item.flops is not None
-        efficiency = EFFICIENCY[COMPUTE[item.stage]]
+        efficiency = EFFICIENCY[COMPUTE[item.kind]]
         inverse = Range(1 / efficiency.value, 1 / efficiency.high, 1 / efficiency.low)
         working = item.flops.times(inverse).scaled(1.0 / self.device.peak_flops)
         time = Range(*(a + b for a, b in zip(START_S, working, strict=True)))

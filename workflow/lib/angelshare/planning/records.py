@@ -11,11 +11,12 @@ import heapq
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from angelshare.files import read_json
+from angelshare.planning.devices import EFFICIENCY
 from angelshare.planning.models import ModelSize, from_name, from_shape
 from angelshare.store.artifacts import ArtifactStore
 
@@ -26,10 +27,14 @@ MOST_RUNS = 120
 
 TEACHER_KINDS = ("model", "logits", "states", "corpus", "scores")
 START_KINDS = ("dataset", "tokenizer")
+ON_POLICY = "on_policy_train"
+"""A training in which the student answers and a teacher in memory reads: the record's stage is that
+of any training, but what it costs tells nothing of others."""
 COMPUTE = {
     "demo_teacher": "train",
     "assistant_train": "train",
     "student_train": "train",
+    ON_POLICY: "train",
     "teacher_logits": "forward",
     "teacher_hidden": "forward",
     "teacher_generation": "decode",
@@ -94,7 +99,7 @@ def read_history(
                 stages.setdefault(one.stage, []).append(one)
             else:
                 starts.setdefault(one.rule, []).append(one)
-    for one in _runs(results):
+    for one in _runs(results, store, models):
         stages.setdefault(one.stage, []).append(one)
     return History(
         {stage: tuple(found) for stage, found in stages.items()},
@@ -134,7 +139,7 @@ def _artifacts(
     for kind in (*START_KINDS, *TEACHER_KINDS):
         for folder in _newest(store.root / kind, MOST_ARTIFACTS):
             manifest = _with_recipe(folder / "manifest.json")
-            if manifest is None:
+            if manifest is None or "on_policy" in manifest["recipe"].get("student", {}):
                 continue
             recipe = manifest["recipe"]
             model = _model_of(recipe, store, models)
@@ -177,7 +182,9 @@ def _trained_here(recipe: Mapping[str, Any]) -> ModelSize | None:
     return from_name(str(shape.get("hub", "")))
 
 
-def _runs(results: Path) -> Iterator[Observation]:
+def _runs(
+    results: Path, store: ArtifactStore, models: Mapping[str, ModelSize | None]
+) -> Iterator[Observation]:
     for folder in _newest(results / "students", MOST_RUNS):
         training = _with_recipe(folder / "training.json")
         if training is None:
@@ -188,10 +195,26 @@ def _runs(results: Path) -> Iterator[Observation]:
         read = (inputs.get("corpus") or inputs["dataset"])["key"]
         record = _json(folder / "energy.json")
         if record is not None:
-            yield from _observed(record, model, None, read)
+            trained = _observed(record, model, None, read)
+            teacher = _model_of(recipe, store, models) if "on_policy" in recipe else None
+            yield from (_on_policy(one, record, recipe, teacher) for one in trained)
         scored = _json(results / "scores" / f"{folder.name}.energy.json")
         if scored is not None:
             yield from _observed(scored, model, None, inputs["dataset"]["key"])
+
+
+def _on_policy(
+    one: Observation,
+    record: Mapping[str, Any],
+    recipe: Mapping[str, Any],
+    teacher: ModelSize | None,
+) -> Observation:
+    """A training as an observation of its own kind."""
+    if "on_policy" not in recipe:
+        return one
+    tokens, share = record["work"]["tokens"]["trained"], recipe["on_policy"]["student_share"]
+    more = online_operations(one.model, teacher, share, tokens, one.tokens_per_row or 0.0)
+    return replace(one, stage=ON_POLICY, flops=one.flops + more)
 
 
 def _student(training: Mapping[str, Any]) -> ModelSize:
@@ -244,6 +267,20 @@ def operations(
     if COMPUTE.get(stage) == "train":
         return model.training_flops(tokens, length) + model.forward_flops(validated, length)
     return model.forward_flops(tokens, length)
+
+
+def online_operations(
+    student: ModelSize | None,
+    teacher: ModelSize | None,
+    share: float,
+    tokens: float,
+    length: float,
+) -> float:
+    """What an on-policy training takes besides training, in operations at its speed: the teacher
+    reads every token, the student answers a ``share`` of the steps token by token."""
+    read = teacher.forward_flops(tokens, length) if teacher else 0.0
+    answers = student.forward_flops(share * tokens, length) if student else 0.0
+    return read + answers * EFFICIENCY["train"].value / EFFICIENCY["decode"].value
 
 
 def _passed(stage: str, tokens: Mapping[str, int | None]) -> int:

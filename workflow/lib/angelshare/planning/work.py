@@ -18,7 +18,7 @@ from angelshare.evaluation.judges.settings import JudgedSettings
 from angelshare.evaluation.settings import OWN_TASKS, EvaluationSettings
 from angelshare.planning.models import ModelSize
 from angelshare.planning.ranges import Range
-from angelshare.planning.records import History, operations
+from angelshare.planning.records import ON_POLICY, History, online_operations, operations
 from angelshare.planning.study_models import study_models
 from angelshare.plans import WORK, ArtifactPlan, RunPlan, Study
 from angelshare.reuse import sources
@@ -28,6 +28,7 @@ from angelshare.store.artifacts import ArtifactStore
 _ASSUMED = Range(0.5, 0.1, 1.0)
 """Length of a row, as a share of the longest that the configuration allows."""
 
+NOTHING = Range(0.0, 0.0, 0.0)
 _TASKS = {
     "gsm8k": (1319, Range(1100, 500, 2000)),
     "ifeval": (541, Range(600, 200, 1400)),
@@ -56,6 +57,13 @@ class WorkItem:
     flops: Range | None = None
     """Operations of its model; None where it runs none."""
     tokens: Range | None = None
+    costs_like: str = ""
+    """The kind of work whose records tell what it costs, where it is not the stage's."""
+
+    @property
+    def kind(self) -> str:
+        """What `History.stages` and `COMPUTE` have it under."""
+        return self.costs_like or self.stage
 
     @property
     def job(self) -> str:
@@ -296,7 +304,18 @@ class WorkList:
             "length": per_row,
             "validated": per_row.value * held_out * (1 + steps / settings.eval_every),
             "runs_model": True,
+            **self._beside(run, tokens, per_row),
         }
+
+    def _beside(self, run: RunPlan, tokens: Range, per_row: Range) -> dict[str, Any]:
+        """What a teacher in memory and the student's own answers add to a training."""
+        if not run.on_policy:
+            return {}
+        student = self.models[f"student {run.student}"]
+        teacher = self.models[f"teacher {next(iter(run.teachers))}"]
+        share = run.recipe["on_policy"]["student_share"]
+        more = (online_operations(student, teacher, share, n, per_row.value) for n in tokens)
+        return {"costs_like": ON_POLICY, "more": Range(*more)}
 
     def _evaluation(self, run: RunPlan) -> WorkItem:
         dataset = run.inputs["dataset"]
@@ -351,6 +370,8 @@ class WorkList:
         tokens: Range | None = None,
         length: Range | None = None,
         validated: float = 0.0,
+        more: Range = NOTHING,
+        costs_like: str = "",
         runs_model: bool = False,
     ) -> WorkItem:
         flops = unknown = None
@@ -358,7 +379,7 @@ class WorkList:
             unknown = "the model's size" if model is None else "the number of rows"
         elif runs_model and tokens is not None and length is not None:
             work = (operations(stage, model, count, length.value, validated) for count in tokens)
-            flops = Range(*work)
+            flops = Range(*(a + b for a, b in zip(work, more, strict=True)))
         return WorkItem(
             rule=rule,
             stage=stage,
@@ -372,4 +393,5 @@ class WorkList:
             unknown=unknown,
             flops=flops,
             tokens=tokens if runs_model else None,
+            costs_like=costs_like,
         )

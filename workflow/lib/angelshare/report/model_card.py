@@ -18,7 +18,7 @@ from angelshare.config import Config
 from angelshare.data.settings import HubSource
 from angelshare.files import publish_bytes, read_json
 from angelshare.plans import RunPlan, Study
-from angelshare.provenance import restricted
+from angelshare.provenance import restricted_of
 from angelshare.report.style import VIEW_CAPTIONS, VIEW_TITLES
 from angelshare.revisions import is_local
 from angelshare.teacher.settings import PretrainedTeacher
@@ -66,7 +66,7 @@ def card(
         scores: its scores, as the harness gave them.
     """
     data = metadata(run, config, cost, scores, hardware)
-    restrictions = sorted({name for p in run.upstream() for name in restricted(config, p)})
+    restrictions = restricted_of(config, run)
     parts = [
         f"---\n{data.to_yaml()}\n---\n",
         f"# {run.name}\n",

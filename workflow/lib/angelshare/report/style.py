@@ -51,6 +51,7 @@ _STAGE_COLORS = {
     "teacher_hidden": "#cc6677",
     "teacher_embeddings": "#ddaa99",
     "teacher_evaluate": "#eeccbb",
+    "teacher_online": "#661100",
     "assistant_train": "#332288",
     "student_train": "#0072b2",
     "evaluate": "#88ccee",

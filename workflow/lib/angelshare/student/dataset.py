@@ -221,7 +221,7 @@ def collator(pad_id: int) -> Callable[[Sequence[Example]], Batch]:
     """
 
     def collate(examples: Sequence[Example]) -> Batch:
-        batch = _padded([example.encoded for example in examples], pad_id)
+        batch = padded([example.encoded for example in examples], pad_id)
         teachers = [example.teacher for example in examples if example.teacher is not None]
         if teachers:
             batch |= _teacher_slots(teachers)
@@ -262,7 +262,8 @@ def _teacher_slots(teachers: Sequence[TeacherTargets]) -> Batch:
     }
 
 
-def _padded(sequences: Sequence[Encoded], pad_id: int) -> Batch:
+def padded(sequences: Sequence[Encoded], pad_id: int) -> Batch:
+    """``input_ids``, ``attention_mask`` and ``labels`` of `collator`."""
     shape = (len(sequences), max(len(s.input_ids) for s in sequences))
     input_ids, labels = np.full(shape, pad_id), np.full(shape, IGNORED)
     attention_mask = np.zeros(shape, dtype=np.int64)

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import angelshare
+from angelshare.energy.phases import Phase, unmetered
 from angelshare.errors import AngelshareError
 from angelshare.student.callbacks import Count, Interrupted, Progress
 from angelshare.student.exchange import Exchange, Launch
@@ -36,17 +37,24 @@ def train_on(
     progress: Progress,
     count: Count,
     stop: Callable[[], bool] = lambda: False,
+    phase: Phase = unmetered,
 ) -> TrainResult:
     """Train ``request`` with so many processes on each of so many nodes.
 
     Else as `angelshare.student.train.train_student`. An optimizer step has the same rows whatever
     the number of processes. Raises ``AngelshareError`` with the first error of any process, for a
-    number that cannot share the rows of a step evenly, and for several nodes outside Slurm.
+    number that cannot share the rows of a step evenly, for several nodes outside Slurm, and for
+    several processes where a teacher is in memory.
     """
     if nodes * processes == 1:
         from angelshare.student.train import train_student
 
-        return train_student(request, progress, count, stop)
+        return train_student(request, progress, count, stop, phase=phase)
+    if request.on_policy is not None:
+        raise AngelshareError(
+            "a student with a teacher in memory (on_policy) is trained by one process: set its "
+            "gpus to 1 and nodes to 1"
+        )
     request.training.divided(nodes * processes)
     address, port = socket.gethostname(), _free_port()
     launch = Launch(nodes=nodes, processes=processes, address=address, port=port)

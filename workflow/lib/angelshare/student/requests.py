@@ -16,6 +16,7 @@ from angelshare.files import publish_json, read_json
 from angelshare.student.settings import (
     LoraSettings,
     LossSettings,
+    OnPolicySettings,
     PretrainedStudent,
     ScratchStudent,
     StudentInit,
@@ -23,6 +24,20 @@ from angelshare.student.settings import (
 )
 
 TABLES = ("train", "validation")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnPolicyRequest:
+    """A teacher to be loaded beside the student, and what is done with it."""
+
+    settings: OnPolicySettings
+    model: str
+    """Folder or hub name."""
+    revision: str | None = None
+    """The hub commit, for a hub name."""
+    trust_remote_code: bool = False
+    identity: str
+    """What checkpoints know it by, wherever it lies."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +74,7 @@ class TrainRequest:
     """The update that is trained instead of all weights."""
     training: TrainingSettings
     loss: LossSettings
-    """Its terms count where there is a ``cache``, or ``states``, for them."""
+    """Its terms count where there is a ``cache``, an ``on_policy`` or ``states`` for them."""
     tokenizer: Path | str
     """Folder or hub name."""
     tokenizer_revision: str | None = None
@@ -81,12 +96,21 @@ class TrainRequest:
     all of them read as the student does."""
     further: Sequence[Source] = ()
     """Rows of other datasets that are trained on as those of ``train`` are."""
+    on_policy: OnPolicyRequest | None = None
+    """Instead of a ``cache``: a teacher in memory, and answers of the student itself. A request for
+    one process, which `save` therefore does not write."""
     seed: int
-    """Decides first weights and the order of the data."""
+    """Decides first weights, the order of the data and the student's own answers."""
     out: Path
     """Folder of the finished model."""
     checkpoints: Path
     """Folder to resume from; whoever keeps the result removes it."""
+
+    @property
+    def roles(self) -> list[str]:
+        """What of a teacher its loss reads."""
+        others = {"logits": self.cache, "on_policy": self.on_policy}
+        return [*self.states, *(role for role, read in others.items() if read)]
 
     def save(self, folder: Path) -> None:
         """Write what a process on any node needs to do as this one would.

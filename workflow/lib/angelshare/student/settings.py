@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from angelshare.errors import AngelshareError
 from angelshare.settings import Settings
@@ -145,11 +145,12 @@ class LossSettings(Settings):
         return self.divergence == "uld"
 
     def terms(self, roles: Collection[str]) -> dict[str, Any]:
-        """What decides the loss of a run that reads artifacts in these ``roles``."""
+        """What decides the loss of a run that reads a teacher in these ``roles``."""
         own = self.model_dump(mode="json")
         beside = {"features": own.pop("feature"), "relations": own.pop("relation")}
         chosen = {role: value for role, value in beside.items() if role in roles}
-        return {**(own if "logits" in roles else {}), **chosen}
+        divergence = "logits" in roles or "on_policy" in roles
+        return {**(own if divergence else {}), **chosen}
 
     @model_validator(mode="after")
     def _beta_with_jsd(self) -> LossSettings:
@@ -161,6 +162,47 @@ class LossSettings(Settings):
                 f"{self.beta})"
             )
         return self
+
+
+class OnPolicySettings(Settings):
+    """Answers that the student itself gives while it is trained, and a teacher in memory that says
+    what it would have said at every token of them (generalised knowledge distillation, Agarwal et
+    al. 2023, arXiv:2306.13649)."""
+
+    execution = frozenset({"batch_size"})
+
+    student_share: float = Field(default=0.5, ge=0, le=1)
+    """Share of the optimizer steps whose answers are the student's own, evenly spaced; λ of the
+    paper. The other steps have those of the data. Hard labels count in these alone."""
+    max_new_tokens: int = Field(default=128, gt=0)
+    """Tokens of an answer of the student; ``training.max_length`` cuts prompt and answer."""
+    temperature: float = Field(default=1.0, ge=0)
+    """Temperature at which it answers; 0 takes the most probable token. That of the divergence is
+    ``loss.temperature``, any one."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus from which it answers."""
+    top_k: int = Field(default=100, gt=0)
+    """Tokens of the teacher that the divergence tells apart at a position; all others are one
+    outcome, whose mass is exact. The size of the vocabulary tells all apart."""
+    batch_size: int = Field(default=64, gt=0)
+    """Prompts that it answers at once."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """The type of the teacher's weights; auto is bfloat16 on a GPU and float32 on a CPU."""
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """How the teacher computes attention."""
+    teacher: Literal["memory"] = "memory"
+    """Where the teacher is: loaded beside the student. A server of vLLM gives log-probabilities of
+    a few tokens at temperature 1 and no partition at another."""
+
+    @field_validator("teacher", mode="before")
+    @classmethod
+    def _in_memory(cls, value: object) -> object:
+        if value != "memory":
+            raise ValueError(
+                "memory: a server gives the best log-probabilities at temperature 1 and not the "
+                "partition that the loss needs at others, and its joules are on no meter here"
+            )
+        return value
 
 
 class OptimizerSettings(Settings):

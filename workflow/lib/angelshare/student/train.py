@@ -26,6 +26,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from angelshare.energy.phases import Phase, unmetered
 from angelshare.errors import AngelshareError
 from angelshare.files import publish_bytes
 from angelshare.recipes import digest
@@ -44,6 +45,7 @@ from angelshare.student.checkpoints import checkpoint_of, newest_checkpoint, rea
 from angelshare.student.dataset import DistilledDataset, EncodedDataset, JoinedDataset, collator
 from angelshare.student.lora import merged, with_lora
 from angelshare.student.models import make_student, pad_token_id, publish_model
+from angelshare.student.on_policy import OnPolicy, StepBatches, as_read
 from angelshare.student.pairing import Reader
 from angelshare.student.ranks import ALONE, Ranks
 from angelshare.student.requests import Reading, Source, TrainRequest, TrainResult
@@ -65,17 +67,19 @@ def train_student(
     count: Count,
     stop: Callable[[], bool] = lambda: False,
     ranks: Ranks = ALONE,
+    phase: Phase = unmetered,
 ) -> TrainResult:
     """Train, keep the best weights by validation cross-entropy and publish them as ``request.out``.
 
     Deterministic on one machine for a given number of threads. ``stop`` is asked after every
     optimizer step. With several ``ranks`` all of them call this; their number changes results by
-    rounding alone, and the first publishes. Raises ``AngelshareError`` for data that does not fit
+    rounding alone, and the first publishes. ``phase`` opens stretches of the energy window where a
+    teacher is in memory. Raises ``AngelshareError`` for data that does not fit
     the cache, the tokenizer or the settings, and for a loss that is not finite; ``Interrupted``
     after a stop.
     """
     with without_progress_bars():
-        return _train(request, progress, count, stop, ranks)
+        return _train(request, progress, count, stop, ranks, phase)
 
 
 def _train(
@@ -84,6 +88,7 @@ def _train(
     count: Count,
     stop: Callable[[], bool],
     ranks: Ranks,
+    phase: Phase,
 ) -> TrainResult:
     tokenizer = load_tokenizer(request.tokenizer, revision=request.tokenizer_revision)
     train, validation = _datasets(request, tokenizer)
@@ -107,7 +112,9 @@ def _train(
     if state is None or not (
         state.global_step >= max_steps or should_stop(state, request.training.stopping)
     ):
-        trainer = _trainer(request, tokenizer, model, terms, (train, validation), max_steps, ranks)
+        source = _step_batches(request, model, tokenizer, count, phase)
+        datasets = train, validation
+        trainer = _trainer(request, tokenizer, model, terms, datasets, max_steps, ranks, source)
         trainer.args.eval_on_start = resume is None
         step_rows = request.training.batch_size * request.training.accumulation
         trainer.add_callback(Bookkeeping(count, len(train), step_rows, _tokens(validation)))
@@ -201,6 +208,28 @@ def _reader(reading: Reading) -> Reader:
     return Reader(tokenizer, reading.max_length)
 
 
+def _step_batches(
+    request: TrainRequest,
+    student: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    count: Count,
+    phase: Phase,
+) -> StepBatches:
+    """What makes the batches of a step, beyond what the data gives."""
+    if request.on_policy is None:
+        return as_read
+    return OnPolicy(
+        request.on_policy,
+        student,
+        tokenizer,
+        temperature=request.loss.temperature,
+        max_length=request.training.max_length,
+        seed=request.seed,
+        count=count,
+        phase=phase,
+    )
+
+
 def _tokens(dataset: EncodedDataset) -> int:
     return sum(len(row.encoded.input_ids) for row in dataset.rows)
 
@@ -230,7 +259,9 @@ def _request_digest(
             "init": request.init.model_dump(),
             "lora": request.lora and request.lora.model_dump(),
             "training": request.training.model_dump(),
-            "loss": request.loss.terms([*request.states, *(["logits"] if request.cache else [])]),
+            "loss": request.loss.terms(request.roles),
+            "on_policy": request.on_policy
+            and [request.on_policy.settings.identity(), request.on_policy.identity],
             "cache": [path.name for path in request.cache],
             "states": {role: [p.name for p in paths] for role, paths in request.states.items()},
             "other_caches": [[path.name for path in paths] for paths in request.other_caches],
@@ -251,6 +282,7 @@ def _trainer(
     datasets: tuple[EncodedDataset, EncodedDataset],
     max_steps: int,
     ranks: Ranks,
+    step_batches: StepBatches,
 ) -> StudentTrainer:
     trainer = StudentTrainer(
         model=model,
@@ -265,6 +297,7 @@ def _trainer(
         weights=request.weights,
         vocab_size=len(tokenizer),
         terms=terms,
+        step_batches=step_batches,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer

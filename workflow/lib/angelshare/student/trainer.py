@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from angelshare.student.dataset import Batch
 from angelshare.student.fused import LossSums, head_loss
 from angelshare.student.head import head_parameters, let_loss_run_inside
 from angelshare.student.losses import IGNORED, Mixture, TopK, at_temperature
+from angelshare.student.on_policy import StepBatches, as_read
 from angelshare.student.optimizers import make_optimizer, shared_out
 from angelshare.student.order import Passes, PassLoader, WithNothing
 from angelshare.student.settings import LossSettings, OptimizerSettings
@@ -61,12 +63,14 @@ class StudentTrainer(Trainer):
         optimizer: OptimizerSettings,
         weights: Sequence[float] = (1.0,),
         terms: Mapping[str, StateTerm] | None = None,
+        step_batches: StepBatches = as_read,
         **kwargs: Any,
     ) -> None:
         """``loss`` mixes in the teachers of batches that carry any, with these ``weights``;
         ``vocab_size``: tokenizer's.
 
-        ``terms`` on hidden states are added, by the role of the batches' ``states``.
+        ``terms`` on hidden states are added, by the role of the batches' ``states``. What a step
+        learns from is what ``step_batches`` makes of what the data gives for it.
         """
         if args.n_gpu > 1:
             # One process drives one GPU; several are for several ranks, not for DataParallel.
@@ -77,6 +81,7 @@ class StudentTrainer(Trainer):
         self.teacher_weights = tuple(weights)
         self.optimizer_settings = optimizer
         self.terms = terms or {}
+        self.step_batches = step_batches
         self.steps = WholeSteps(self.terms, self.accelerator)
         self.averages = Averages()
         if self.sharded:
@@ -127,7 +132,9 @@ class StudentTrainer(Trainer):
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], Any]:
         """The batches of an optimizer step, with what they must know of it as a whole."""
-        batches, targets = super().get_batch_samples(epoch_iterator, num_batches, device)
+        read = list(islice(epoch_iterator, num_batches))
+        made = iter(self.step_batches(read, self.state.global_step))
+        batches, targets = super().get_batch_samples(made, num_batches, device)
         if self.terms and batches:
             self.averages.next_step(self.steps.prepare(batches, self._first_pass))
         return batches, targets
@@ -158,16 +165,17 @@ class StudentTrainer(Trainer):
     ) -> Any:
         """The batch's share of the mean loss over the optimizer step's target tokens.
 
-        ``num_items_in_batch`` is that global count. For an evaluation (``return_outputs``) the mean
-        cross-entropy, with a float64 [B, 2] tensor of each row's sum and count.
+        ``num_items_in_batch`` is that global count. A batch may have an ``alpha`` of its own. For
+        an evaluation (``return_outputs``) the mean cross-entropy, with a float64 [B, 2] tensor of
+        each row's sum and count.
         """
         teacher = None if return_outputs else self._teacher(inputs)
         terms = {} if return_outputs else self.terms
         with block_outputs(self.model, layers_read(terms)) as outputs:
             further = partial(state_shares, terms, outputs, inputs.get("states", {}), self.model)
-            loss_of = TargetLoss(
-                inputs["labels"], teacher, self.loss_settings, self.vocab_size, further
-            )
+            alpha = inputs.get("alpha", self.loss_settings.alpha)
+            settings = self.loss_settings.model_copy(update={"alpha": alpha})
+            loss_of = TargetLoss(inputs["labels"], teacher, settings, self.vocab_size, further)
             sums = model(
                 input_ids=inputs["input_ids"],
                 attention_mask=inputs["attention_mask"],

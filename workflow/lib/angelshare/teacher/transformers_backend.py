@@ -8,7 +8,9 @@ seed and the row's id, so its answer does not depend on the batch it stands in.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,39 +29,21 @@ from angelshare.teacher.prompts import Completion, Prompt, row_seed, stop_ids
 from angelshare.teacher.settings import DecodingSettings
 
 
-class TransformersGenerator:
-    """See the module; holds the loaded model."""
+class Answering:
+    """Answers of a model that is loaded already; see the module."""
 
     def __init__(
         self,
-        model: str | Path,
+        model: Any,
         tokenizer: PreTrainedTokenizerBase,
+        stops: Sequence[int],
         settings: DecodingSettings,
-        *,
-        revision: str | None = None,
-        device: str | None = None,
-        trust_remote_code: bool = False,
     ) -> None:
-        """Load the model; ``AngelshareError`` if it cannot be had."""
-        self._model = load_causal_lm(
-            model,
-            revision=revision,
-            dtype=settings.dtype,
-            device=device,
-            attn_implementation=settings.attn_implementation,
-            trust_remote_code=trust_remote_code,
-        )
-        self._settings = settings
+        """``stops`` are the tokens that end an answer."""
+        self._model, self._settings, self._stops = model, settings, list(stops)
         self._vocab_size = len(tokenizer)
-        self._stops = stop_ids(model, tokenizer, revision, trust_remote_code)
         self._pad_id = next(
-            index for index in (tokenizer.pad_token_id, *self._stops) if index is not None
-        )
-        self._model.generation_config = GenerationConfig(
-            max_new_tokens=settings.max_new_tokens,
-            do_sample=False,
-            eos_token_id=self._stops,
-            pad_token_id=self._pad_id,
+            index for index in (tokenizer.pad_token_id, *stops) if index is not None
         )
 
     def generate(
@@ -70,6 +54,23 @@ class TransformersGenerator:
         for begin in range(0, len(ordered), self._settings.batch_size):
             yield self._answer(ordered[begin : begin + self._settings.batch_size], phase)
 
+    @contextmanager
+    def _decoding(self) -> Iterator[None]:
+        """The model's own defaults (penalties, nucleus) do not count; afterwards they do again."""
+        own, training = self._model.generation_config, self._model.training
+        self._model.generation_config = GenerationConfig(
+            max_new_tokens=self._settings.max_new_tokens,
+            do_sample=False,
+            eos_token_id=self._stops,
+            pad_token_id=self._pad_id,
+        )
+        self._model.eval()
+        try:
+            yield
+        finally:
+            self._model.generation_config = own
+            self._model.train(training)
+
     @torch.inference_mode()
     def _answer(self, batch: Sequence[Prompt], phase: Phase) -> list[Completion]:
         width = max(len(prompt.token_ids) for prompt in batch)
@@ -78,8 +79,8 @@ class TransformersGenerator:
         for index, prompt in enumerate(batch):
             ids_BT[index, width - len(prompt.token_ids) :] = torch.tensor(prompt.token_ids)
             mask_BT[index, width - len(prompt.token_ids) :] = 1
-        with prefill_then_decode(phase, self._model):
-            output_BT = self._model.generate(  # type: ignore[operator]
+        with self._decoding(), prefill_then_decode(phase, self._model):
+            output_BT = self._model.generate(
                 input_ids=ids_BT.to(self._model.device),
                 attention_mask=mask_BT.to(self._model.device),
                 logits_processor=self._processors(batch),
@@ -106,6 +107,32 @@ class TransformersGenerator:
             if token in self._stops:
                 return Completion(id=prompt.id, token_ids=tokens[: index + 1], finish_reason="stop")
         return Completion(id=prompt.id, token_ids=tokens, finish_reason="length")
+
+
+class TransformersGenerator(Answering):
+    """As a back end: loads the model itself."""
+
+    def __init__(
+        self,
+        model: str | Path,
+        tokenizer: PreTrainedTokenizerBase,
+        settings: DecodingSettings,
+        *,
+        revision: str | None = None,
+        device: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        """Load the model; ``AngelshareError`` if it cannot be had."""
+        loaded = load_causal_lm(
+            model,
+            revision=revision,
+            dtype=settings.dtype,
+            device=device,
+            attn_implementation=settings.attn_implementation,
+            trust_remote_code=trust_remote_code,
+        )
+        stops = stop_ids(model, tokenizer, revision, trust_remote_code)
+        super().__init__(loaded, tokenizer, stops, settings)
 
 
 class OnlyVocabulary(LogitsProcessor):

@@ -85,11 +85,19 @@ def capture_batch(
         targets_BT[index, :length] = torch.tensor(row.encoded.targets)
     gold_N = ids_BT[targets_BT].to(model.device)
     predicting_N = targets_BT.flatten().nonzero()[:, 0] - 1
-    uniform_N = uniform(rows, settings).to(model.device)
     hidden_BTH = model.base_model(
         input_ids=ids_BT.to(model.device), use_cache=False
     ).last_hidden_state
     hidden_NH = hidden_BTH.flatten(0, 1)[predicting_N.to(model.device)]
+    return OnItsWay(kept(head, hidden_NH, gold_N, settings, uniform(rows, settings)))
+
+
+def kept(
+    head: Head, hidden_NH: Tensor, gold_N: Tensor, settings: CaptureSettings, uniform_N: Tensor
+) -> dict[str, Tensor]:
+    """What is kept of the distributions at positions whose last hidden states are given: a chunk of
+    logits at a time, so that those of all never exist. ``uniform_N`` as `uniform` makes it."""
+    uniform_N = uniform_N.to(hidden_NH.device)
     size = max(1, LOGITS_PER_CHUNK // head.vocab_size)
     few = size if hidden_NH.is_cuda else min(size, max(1, LOGITS_IN_CACHE // head.vocab_size))
     chunks = [
@@ -101,7 +109,7 @@ def capture_batch(
             head(hidden).split(few), golds.split(few), uniforms.split(few), strict=True
         )
     ]
-    return OnItsWay({name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]})
+    return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
 def selected(
