@@ -26,7 +26,7 @@ PLAIN = "sft"
 
 
 def trainings(accounting: Path) -> list[dict[str, Any]]:
-    """A row for every pipeline: joules and seconds per trained token, and what came out."""
+    """A row for every pipeline and student: joules and seconds per token, and what came out."""
     runs = pl.read_parquet(accounting / "runs.parquet")
     scores = [name for name in runs.columns if name.endswith("_after_hash")]
     made = pl.read_parquet(accounting / "attempts.parquet").filter(
@@ -41,7 +41,7 @@ def trainings(accounting: Path) -> list[dict[str, Any]]:
             uj_per_token=1e6 * pl.col("energy_j") / pl.col("read"),
             us_per_token=1e6 * pl.col("duration_s") / pl.col("read"),
         )
-        .group_by("pipeline", maintain_order=True)
+        .group_by("pipeline", "student", maintain_order=True)
         .agg(
             pl.len().alias("runs"),
             pl.col("uj_per_token", "us_per_token").mean(),
@@ -84,17 +84,17 @@ def _cell(value: Any) -> str:
 
 
 def against_plain(rows: list[dict[str, Any]]) -> list[Mapping[str, Any]]:
-    """Each pipeline's joules and seconds per token in units of plain fine-tuning's, if it ran."""
-    plain = next((row for row in rows if row["pipeline"] == PLAIN), None)
-    if plain is None:
-        return []
+    """Joules and seconds per token in units of plain fine-tuning's of the same student."""
+    plain = {row["student"]: row for row in rows if row["pipeline"] == PLAIN}
     return [
         {
             "pipeline": row["pipeline"],
-            "energy": row["uj_per_token"] / plain["uj_per_token"],
-            "time": row["us_per_token"] / plain["us_per_token"],
+            "student": row["student"],
+            "energy": row["uj_per_token"] / plain[row["student"]]["uj_per_token"],
+            "time": row["us_per_token"] / plain[row["student"]]["us_per_token"],
         }
         for row in rows
+        if row["student"] in plain
     ]
 
 

@@ -21,10 +21,11 @@ from angelshare.data.tokenizer import save_tokenizer, train_tokenizer
 from angelshare.errors import AngelshareError
 from angelshare.student.dataset import DistilledDataset, collator
 from angelshare.student.fused import LossSums, head_loss
+from angelshare.student.launch import train_on
 from angelshare.student.losses import IGNORED, TopK
 from angelshare.student.models import make_student
 from angelshare.student.pairing import NONE, Reader, chosen, partners
-from angelshare.student.requests import Reading, TrainRequest, TrainResult
+from angelshare.student.requests import Reading, Source, TrainRequest, TrainResult
 from angelshare.student.settings import LossSettings, ScratchStudent
 from angelshare.student.train import train_student
 from angelshare.teacher.cache import LogitCache
@@ -32,6 +33,7 @@ from angelshare.teacher.models import load_causal_lm, load_tokenizer
 
 from .conftest import MAX_LENGTH, Tally, encoded_rows, write_cache_of
 from .oracle import teacher_of
+from .test_launch import close, close_weights
 
 Make = Callable[..., TrainRequest]
 SHAPE = ScratchStudent(hidden_size=16, layers=1, heads=2, intermediate_size=24)
@@ -315,6 +317,39 @@ def test_accumulation_changes_neither_curve_nor_weights_across_tokenizers(
     assert parts.cross_entropy == pytest.approx(whole.cross_entropy, rel=1e-3)
     for name, weight in weights.items():
         torch.testing.assert_close(weight, same[name], rtol=1e-3, atol=1e-3)
+
+
+def test_two_processes_train_what_one_does_on_two_foreign_datasets(
+    make_request: Make, problems: pa.Table, other_tokenizer: Path, tmp_path: Path
+) -> None:
+    """By files: rows, caches and tokenizers of both lessons are read by other processes."""
+    train, teachers = in_splits(problems, ["train"]), []
+    lessons = (train.slice(0, 30), train.slice(30))
+    for seed, table in enumerate(lessons):
+        teacher = make_student(SHAPE, load_tokenizer(other_tokenizer), MAX_LENGTH, seed=seed)
+        teachers.append(tmp_path / f"{seed}.parquet")
+        rows = encoded_rows(table, other_tokenizer)
+        write_cache_of(teacher, other_tokenizer, rows, teachers[-1])
+    read = [Reading(tokenizer=other_tokenizer, max_length=MAX_LENGTH)]
+
+    def request(name: str) -> TrainRequest:
+        return make_request(
+            name,
+            "adafactor",
+            loss=uld(0.4, 2.0),
+            train=lessons[0],
+            cache=teachers[:1],
+            readings=read,
+            further=[Source(train=lessons[1], cache=teachers[1:], readings=read)],
+            max_steps=4,
+            eval_every=2,
+        )
+
+    alone, several = request("alone"), request("several")
+    one = train_on(1, 1, alone, lambda *_: None, Tally())
+    assert len(one.paired) == len(one.sources) == 2
+    close(one, train_on(1, 2, several, lambda *_: None, Tally()))
+    close_weights(alone, several)
 
 
 def test_one_tokenizer_on_both_sides_pairs_every_target(
