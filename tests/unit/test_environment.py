@@ -36,6 +36,14 @@ def test_the_lock_holds_everything_that_is_asked_for():
     assert names <= set(lock())
 
 
+def test_lighteval_s_lock_holds_only_what_the_project_s_has_otherwise():
+    lines = (ROOT / "requirements-lighteval.lock").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert pins["lighteval"] == "0.13.0"
+    assert not {"torch", "transformers", "accelerate"} & pins.keys()
+    assert not {name for name, pin in pins.items() if lock().get(name) == pin}
+
+
 def test_what_the_lock_pins_is_what_runs_here():
     import polars
     import pydantic
@@ -48,7 +56,13 @@ def test_what_the_lock_pins_is_what_runs_here():
 
 
 def test_no_file_names_a_package_index():
-    for name in ("requirements.lock", "requirements.in", "environment.yml", "Makefile"):
+    for name in (
+        "requirements.lock",
+        "requirements-lighteval.lock",
+        "requirements.in",
+        "environment.yml",
+        "Makefile",
+    ):
         text = (ROOT / name).read_text()
         assert not re.search(r"(index-url|find-links)\s*[=\s]\s*\S*[:/]", text, re.IGNORECASE)
         assert not re.search(r"https?://", text)

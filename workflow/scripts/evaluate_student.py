@@ -25,7 +25,7 @@ def main(context: JobContext) -> None:
 def evaluate(context: JobContext, model: Path) -> list[dict[str, Any]]:
     """Score the model folder, and record the run as a consumer of the teacher's own scores."""
     # Imported inside the window: loading torch and the harness costs energy too.
-    from angelshare.evaluation.harness import evaluate_model
+    from angelshare.evaluation.engines import evaluate_model
 
     run = planned_run(context, snakemake.wildcards.run)
     if not model.is_dir():

@@ -9,7 +9,7 @@ from angelshare.part_jobs import PartJob, part_job
 def main(job: PartJob) -> None:
     """Evaluate the teacher as the students are, and commit its scores."""
     # Imported inside the window: loading torch and the harness costs energy too.
-    from angelshare.evaluation.harness import evaluate_model
+    from angelshare.evaluation.engines import evaluate_model
 
     context = job.context
     dataset = job.plan.inputs.get("dataset")

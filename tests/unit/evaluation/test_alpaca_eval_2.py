@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import math
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 from tests.unit.evaluation.judge_server import judge_server
+from tests.unit.evaluation.made_alpaca_eval import prefers, write_benchmark
 
 from angelshare.errors import AngelshareError
 from angelshare.evaluation.judged import judge_answers, open_benchmark
@@ -27,41 +27,8 @@ COUNT = 40
 
 @pytest.fixture
 def settings(tmp_path: Path) -> AlpacaEvalSettings:
-    """A benchmark of made-up instructions, with made-up annotations to steady its regression."""
-    draw = random.Random(0)
-    baseline = [
-        {
-            "dataset": "made",
-            "instruction": f"Say something of number {n}.",
-            "output": f"Base answer {n}: " + "blah " * draw.randint(1, 60),
-            "generator": "baseline",
-        }
-        for n in range(COUNT)
-    ]
-    (tmp_path / "baseline.json").write_text(json.dumps(baseline))
-    difficulty = [draw.gauss(0, 1) for _ in range(COUNT)]
-    with (tmp_path / "gamed.csv").open("w") as stream:
-        rows = csv.writer(stream)
-        rows.writerow(
-            (
-                "model",
-                "index",
-                "preference",
-                "std_delta_len",
-                "instruction_difficulty",
-                "not_gamed_baseline",
-            )
-        )
-        for model, shift in (("concise", -1.0), ("verbose", 1.0)):
-            for n in range(COUNT):
-                preference = 1 / (1 + math.exp(-shift - difficulty[n]))
-                rows.writerow([model, n, preference, shift, difficulty[n], False])
-    return AlpacaEvalSettings(
-        benchmark="alpaca_eval_2",
-        judge="here",
-        data=str(tmp_path / "baseline.json"),
-        gamed=str(tmp_path / "gamed.csv"),
-    )
+    files = write_benchmark(tmp_path, COUNT)
+    return AlpacaEvalSettings(benchmark="alpaca_eval_2", judge="here", **files)
 
 
 def answered(settings: AlpacaEvalSettings, texts: dict[int, str] | None = None) -> Any:
@@ -76,16 +43,6 @@ def answered(settings: AlpacaEvalSettings, texts: dict[int, str] | None = None) 
             {"id": row["id"], "finish_reason": "stop", "messages": [*row["messages"], said]}
         )
     return pa.Table.from_pylist(rows)
-
-
-def prefers(body: dict[str, Any], mine: float) -> dict[str, Any]:
-    """A reply that gives the answer under judgement this probability, wherever it stands."""
-    asked = body["messages"][-1]["content"]
-    first = asked.index("My answer") < asked.index("Base answer")
-    p = mine if first else 1 - mine
-    tokens = [{"token": t, "logprob": math.log(q)} for t, q in (("m", p), ("M", 1 - p))]
-    content = [{**tokens[0], "bytes": None, "top_logprobs": tokens}]
-    return {"text": "m", "choice": {"logprobs": {"content": content, "refusal": None}}}
 
 
 def longer_wins(body: dict[str, Any], _number: int) -> dict[str, Any]:

@@ -228,10 +228,10 @@ def unquantised_engines(config: Config) -> Iterator[str]:
     for name, student in config.students.items():
         if not student.quantised:
             continue
-        if config.evaluation.engine != "transformers":
+        if config.evaluation.engines != ["transformers"]:
             yield (
                 f"students.{name}.quantised needs evaluation.engine transformers (got "
-                f"{config.evaluation.engine}): both precisions must be run alike."
+                f"{', '.join(config.evaluation.engines)}): both precisions must be run alike."
             )
         if config.evaluation.judged:
             yield (

@@ -55,9 +55,14 @@ class Fingerprints:
         return {path.name: self.file(path) for path in found if not path.name.startswith(".")}
 
     def folder(self, path: str | Path) -> str:
-        """The digest of all files that lie in a folder, by their names."""
-        files = sorted(p for p in Path(path).expanduser().iterdir() if p.is_file())
-        named = [[p.name, self.file(p)] for p in files if not p.name.startswith(".")]
+        """The digest of all files in a folder and the folders in it, by their names; without what
+        is hidden or compiled."""
+        folder = Path(path).expanduser()
+        named = []
+        for file in sorted(folder.rglob("*")):
+            parts = file.relative_to(folder).parts
+            if file.is_file() and not any(p.startswith(".") or p == "__pycache__" for p in parts):
+                named.append(["/".join(parts), self.file(file)])
         return digest("angelshare/folder", named)
 
     def student(self, init: StudentInit) -> dict[str, Any]:

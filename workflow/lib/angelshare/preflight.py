@@ -10,25 +10,30 @@ from angelshare.errors import AngelshareError
 from angelshare.published import require_files
 from angelshare.revisions import require_resolved
 
+_READ_FILES = frozenset(
+    {"answer_student", "answer_teacher", "judge_student", "judge_teacher", "report_overlap"}
+)
+"""The rules whose jobs read the files of judged benchmarks."""
+
 
 def require_ready(
     config: Config, rules: Collection[str], environment: Mapping[str, str] = os.environ
 ) -> None:
     """``AngelshareError`` where the jobs of these rules would lack something they need.
 
-    That is: a commit, a file that `angelshare resolve` fetches, a task that the harness does not
-    have, the key of a judge.
+    That is: a commit, a file that `angelshare resolve` fetches, the key of a judge, an evaluation
+    task that its engine does not have, that engine's environment.
     """
     require_resolved(config)
     planned = set(rules)
-    if {"answer_student", "answer_teacher", "judge_student", "judge_teacher"} & planned:
+    if _READ_FILES & planned:
         require_files(config)
     if {"judge_student", "judge_teacher"} & planned:
         require_keys(config, environment)
-    if config.evaluation.harness_tasks and {"evaluate_student", "evaluate_teacher"} & planned:
-        from angelshare.evaluation.harness import refuse_unknown
+    if {"evaluate_student", "evaluate_teacher"} & planned:
+        from angelshare.evaluation.engines import refuse_unready
 
-        refuse_unknown(config.evaluation)
+        refuse_unready(config.evaluation)
 
 
 def require_keys(config: Config, environment: Mapping[str, str]) -> None:

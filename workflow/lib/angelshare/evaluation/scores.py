@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -59,7 +60,7 @@ class Score:
 def benchmark_of(record: Mapping[str, Any]) -> str:
     """The column a score goes to: task, metric and, where there is one, the answer filter."""
     parts = [record["task"], record["metric"], record["filter"]]
-    return "_".join(part.replace("-", "_") for part in parts if part != "none")
+    return "_".join(re.sub(r"\W+", "_", part) for part in parts if part != "none")
 
 
 def counted(records: Iterable[Mapping[str, Any]], tasks: Iterable[TaskSettings]) -> set[str]:

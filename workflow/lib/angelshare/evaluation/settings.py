@@ -16,12 +16,20 @@ OWN_TASKS = frozenset(path.stem for path in TASKS_FOLDER.glob("*.yaml"))
 """Tasks of this project's own; they ask the test split of a run's dataset."""
 
 
+Engine = Literal["transformers", "vllm", "lighteval"]
+"""The harness on transformers, the harness on vLLM, or lighteval, which has transformers alone."""
+LIGHTEVAL_TASKS = "lighteval_tasks.py"
+"""In ``task_folder``: a Python file with lighteval's TASKS_TABLE of further tasks."""
+
+
 class TaskSettings(Settings):
-    """One task of lm-evaluation-harness; what is null here is as ``evaluation`` says."""
+    """One task of lm-evaluation-harness or lighteval; what is null is as ``evaluation`` says."""
 
     task: str = Field(min_length=1)
-    """The harness's name of a task or group: this project's ``word_problems``, one in
-    ``task_folder``, or any of the harness's own (``gsm8k``, ``mmlu``, ``ifeval``, ``bbh``, …)."""
+    """The engine's name of a task or group: this project's ``word_problems``, one in
+    ``task_folder``, or any of the engine's own (``gsm8k``, ``mmlu``, ``ifeval``, ``bbh``, …)."""
+    engine: Engine | None = None
+    """The program that asks it."""
     few_shot: int | None = Field(default=None, ge=0)
     """Examples before each question."""
     limit: int | None = Field(default=None, gt=0)
@@ -45,7 +53,7 @@ def _named(value: Any) -> Any:
 
 
 class EvaluationSettings(Settings):
-    """How a model is scored through lm-evaluation-harness; greedy unless a task says otherwise."""
+    """How a model is scored, by rule and by judges; greedy unless a task says otherwise."""
 
     tasks: list[Annotated[TaskSettings, BeforeValidator(_named, json_schema_input_type=Any)]] = (
         Field(default=[TaskSettings(task="word_problems")], min_length=1)
@@ -54,12 +62,15 @@ class EvaluationSettings(Settings):
     quality counts one of them."""
     judged: list[AnyJudgedSettings] = []
     """Benchmarks whose answers a judge rates."""
-    engine: Literal["transformers", "vllm"] = "transformers"
-    """The harness's back end. With ``vllm`` prefill and decode share batches, so their energy is
-    not told apart."""
+    engine: Engine = "transformers"
+    """Who asks: lm-evaluation-harness, through ``transformers`` or ``vllm``, or ``lighteval``,
+    which has an environment of its own. Only ``transformers`` tells the energy of prefill and
+    decode apart."""
+    lighteval_python: str = ".lighteval/bin/python"
+    """The interpreter of lighteval's environment, which `make lighteval` lays out."""
     task_folder: str | None = None
-    """A folder of further harness tasks (YAML files and their data). Recipes know it by the content
-    of its files."""
+    """A folder of further tasks: the harness's YAML files, lighteval's ``lighteval_tasks.py``, and
+    their data. Recipes know it by the content of its files."""
     batch_size: int = Field(default=1, gt=0)
     """Requests of one forward pass; with ``vllm`` the most sequences in flight."""
     max_gen_toks: int | None = Field(default=None, gt=0)
@@ -80,6 +91,24 @@ class EvaluationSettings(Settings):
             raise ValueError("no task is in_quality: quality needs one")
         return self
 
+    @model_validator(mode="after")
+    def _engines_that_ask(self) -> EvaluationSettings:
+        engines = {task.engine or self.engine for task in self.tasks}
+        if {"transformers", "vllm"} <= engines:
+            raise ValueError(
+                "with one back end of the harness: tasks name both transformers and vllm, which "
+                "one process cannot run"
+            )
+        for task in self.for_engine("lighteval").resolved():
+            if task.task in OWN_TASKS:
+                raise ValueError(f"without engine lighteval for {task.task}: it is the harness's")
+            if task.max_gen_toks is not None:
+                raise ValueError(
+                    f"without max_gen_toks for {task.task}: lighteval would cut its prompts to as "
+                    "many tokens; its tasks say how long an answer may be"
+                )
+        return self
+
     @property
     def names(self) -> list[str]:
         """Every task and judged benchmark."""
@@ -92,10 +121,22 @@ class EvaluationSettings(Settings):
 
     @property
     def harness_tasks(self) -> list[str]:
-        """The names of tasks that are neither this project's own nor in ``task_folder``."""
+        """The names of the harness's tasks that are neither this project's own nor in
+        ``task_folder``."""
         folder = Path(self.task_folder).glob("*.yaml") if self.task_folder else ()
         local = OWN_TASKS | {path.stem for path in folder}
-        return [task.task for task in self.tasks if task.task not in local]
+        asked = {task.task for task in self.for_engine("lighteval").tasks}
+        return [task.task for task in self.tasks if task.task not in local | asked]
+
+    @property
+    def engines(self) -> list[Engine]:
+        """The engines that ask, in the order of their first tasks."""
+        return list(dict.fromkeys(task.engine or self.engine for task in self.tasks))
+
+    def for_engine(self, engine: Engine) -> EvaluationSettings:
+        """These settings with the tasks of one engine alone."""
+        tasks = [task for task in self.tasks if (task.engine or self.engine) == engine]
+        return self.model_copy(update={"engine": engine, "tasks": tasks})
 
     def resolved(self) -> list[TaskSettings]:
         """The tasks with nothing left to this section's defaults."""
@@ -118,7 +159,10 @@ class EvaluationSettings(Settings):
 
     def identity(self) -> dict[str, Any]:
         """What decides a score: the tasks as they are asked, wherever that was said."""
-        tasks = [task.model_dump(exclude=set(_COUNTED)) for task in self.resolved()]
+        tasks = []
+        for task in self.resolved():
+            usual = {"engine"} if task.engine in (None, self.engine) else set[str]()
+            tasks.append(task.model_dump(exclude={*_COUNTED, *usual}))
         return {"tasks": tasks, "engine": self.engine}
 
 
