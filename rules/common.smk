@@ -275,11 +275,13 @@ def dataset_manifest(wildcards) -> list:
 @signed
 def overlap_recipe(wildcards) -> dict:
     """What decides an overlap report: the dataset, the benchmarks, what counts as overlap."""
+    judged = {name: one.answers["files"] for name, one in STUDY.judged.items()}
     return canonical(
         {
             "dataset": STUDY.datasets[wildcards.dataset].key,
             "benchmarks": {n: b.identity() for n, b in CONFIG.benchmarks.items()},
             "overlap": CONFIG.overlap.identity(),
+            **({"judged": judged} if judged else {}),
         }
     )
 

@@ -9,7 +9,7 @@ OVERLAP_REPORTS = (
         "<results>/overlap/{dataset}.json",
         dataset=sorted(STUDY.datasets),
     )
-    if CONFIG.benchmarks
+    if CONFIG.benchmarks or STUDY.judged
     else []
 )
 

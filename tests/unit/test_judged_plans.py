@@ -236,6 +236,23 @@ def verdicts(config: Config) -> list[tuple[str, str | None, str | None]]:
     ]
 
 
+def test_what_answering_takes_is_planned(values: dict[str, Any]) -> None:
+    def tokens() -> dict[str, float]:
+        config = load_config(values)
+        plan = make_plan(config, plan_study(config), config.store.open())
+        return {
+            one.item.rule: one.item.tokens.value
+            for one in plan.predictions
+            if one.item.rule in ("answer_student", "answer_teacher") and one.item.tokens
+        }
+
+    whole = tokens()
+    assert set(whole) == {"answer_student", "answer_teacher"}
+    values["evaluation"]["judged"][0]["limit"] = 2  # dialogues of each of thirteen abilities
+    for rule, few in tokens().items():
+        assert few / whole[rule] == pytest.approx(2 * 13 / 1388)
+
+
 def test_a_remote_judge_takes_no_device_and_a_local_one_runs_its_own_model(
     values: dict[str, Any],
 ) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import unpack
 from angelshare.files import publish_json
 from angelshare.part_jobs import PartJob, part_job
+from angelshare.recipes import digest
 
 
 def main(job: PartJob) -> None:
@@ -20,11 +21,17 @@ def main(job: PartJob) -> None:
     judge = context.config.judges[settings.judge]
     if judge.endpoint:
         context.window.warn("judge_unmetered", f"{UNMETERED}, at {judge.endpoint}")
+    answers = job.plan.inputs["answers"]
+    # What only decides how verdicts become a score has none of them asked for again.
+    judged_by = digest("angelshare/judge", job.plan.recipe["judge"])[:8]
     verdicts = Path(
-        context.config.results, "judgements", settings.benchmark, f"{job.plan.key}.asked.jsonl"
+        context.config.results,
+        "judgements",
+        settings.benchmark,
+        f"{answers.key}-{judged_by}.asked.jsonl",
     )
     scores = judge_answers(
-        context.rows(job.plan.inputs["answers"]),
+        context.rows(answers),
         settings,
         judge,
         job.plan.recipe["judge"],

@@ -52,6 +52,11 @@ def overlap_report(
     }
 
 
+def asked_texts(prompts: pa.Table) -> list[str]:
+    """What a judged benchmark asks: the last turn of each prompt of a sequence table."""
+    return [messages[-1]["content"] for messages in prompts["messages"].to_pylist()]
+
+
 def contamination(
     trained: Mapping[str, str], items: Sequence[str], settings: OverlapSettings
 ) -> dict[str, Any]:

@@ -36,6 +36,12 @@ _TASKS = {
 }
 """Problems of the harness's tasks, and tokens that one takes through the model, prompt included."""
 _OTHER_TASK = (1000, Range(800, 100, 8000))
+_JUDGED = {
+    "alpaca_eval_2": (805.0, 1.0, Range(500, 150, 2000)),
+    "mt_bench_101": (3615.0, 3615 / 1388 * 13, Range(400, 100, 1500)),
+}
+"""Questions of the judged benchmarks, those that a ``limit`` of one leaves, and tokens that one
+takes through the model that answers, prompt included."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,7 +203,9 @@ class WorkList:
             return float(plan.recipe["settings"]["steps"] * plan.recipe["settings"]["batch_size"])
         if plan.kind == "scores":
             return self._problems(plan.inputs.get("dataset"), plan.settings)[0]
-        if plan.kind in ("answers", "judgements"):
+        if plan.kind == "answers":
+            return self._questions(plan.settings)[0]
+        if plan.kind == "judgements":
             return None
         if "splits" not in plan.recipe:
             return 0.0
@@ -226,6 +234,8 @@ class WorkList:
             dataset = plan.inputs.get("dataset")
             seen = self._seen("teacher_evaluate", dataset.key) if dataset else None
             return seen or self._problems(dataset, plan.settings)[1]
+        if plan.kind == "answers":
+            return self._questions(plan.settings)[1]
         if plan.kind == "corpus":
             longest = 2.0 * plan.recipe["decoding"]["max_new_tokens"]
             seen = self._seen("teacher_generation", plan.inputs["sequences"].key)
@@ -336,12 +346,14 @@ class WorkList:
         )
 
     def _judged(self, run: RunPlan) -> Iterator[WorkItem]:
-        """Answers and verdicts; how long they are, nothing here says."""
+        """Answers and verdicts; how long these are, nothing here says."""
         for benchmark, judged in self.study.judged.items():
             student = self.models[f"student {run.student}"], True
-            for rule, stage, kind, (model, runs_model) in (
-                ("answer_student", "evaluate", "answers", student),
-                ("judge_student", "judge", "judgements", self._judge(judged.settings.judge)),
+            rows, per_row = self._questions(judged.settings)
+            known = {"tokens": per_row.scaled(rows), "length": per_row}
+            for rule, stage, kind, (model, runs_model), work in (
+                ("answer_student", "evaluate", "answers", student, known),
+                ("judge_student", "judge", "judgements", self._judge(judged.settings.judge), {}),
             ):
                 yield self._item(
                     rule,
@@ -353,7 +365,14 @@ class WorkList:
                     run=run.name,
                     model=model,
                     runs_model=runs_model,
+                    **work,
                 )
+
+    def _questions(self, settings: Settings) -> tuple[float, Range]:
+        """Questions of a judged benchmark, and the tokens that answering one takes."""
+        assert isinstance(settings, JudgedSettings)
+        count, each, tokens = _JUDGED[settings.benchmark]
+        return min(count, each * settings.limit if settings.limit else count), tokens
 
     def _item(
         self,
