@@ -118,7 +118,10 @@ def test_draws_are_refused_at_other_temperatures_than_one(values, monkeypatch):
     assert "use temperature 1, or the codec topk_tail" in message
 
 
-@pytest.mark.parametrize("loss", [{"divergence": "reverse_kl"}, {"divergence": "jsd", "beta": 0.5}])
+@pytest.mark.parametrize(
+    "loss",
+    [{"divergence": "reverse_kl"}, {"divergence": "jsd", "beta": 0.5}, {"divergence": "uld"}],
+)
 def test_divergences_that_need_the_tail_are_refused_over_draws(values, monkeypatch, loss):
     monkeypatch.chdir(ROOT)
     edit(values, "capture.codec", {"name": "rskd"})

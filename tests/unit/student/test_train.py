@@ -115,7 +115,7 @@ def test_a_student_of_a_cache_needs_its_temperature_on_the_grid(
         train(kd)
 
 
-@pytest.mark.parametrize("name", ["reverse_kl", "jsd"])
+@pytest.mark.parametrize("name", ["reverse_kl", "jsd", "uld"])
 def test_draws_do_for_no_other_divergence(name: str) -> None:
     choice = LossSettings(divergence=name, beta=0.5 if name == "jsd" else None)
     trainer = SimpleNamespace(loss_settings=choice)
