@@ -350,7 +350,7 @@ class WorkList:
         for benchmark, judged in self.study.judged.items():
             student = self.models[f"student {run.student}"], True
             rows, per_row = self._questions(judged.settings)
-            known = {"tokens": per_row.scaled(rows), "length": per_row}
+            known: dict[str, Any] = {"tokens": per_row.scaled(rows), "length": per_row}
             for rule, stage, kind, (model, runs_model), work in (
                 ("answer_student", "evaluate", "answers", student, known),
                 ("judge_student", "judge", "judgements", self._judge(judged.settings.judge), {}),
