@@ -127,12 +127,8 @@ class OnPolicy:
         ``count`` receives the tokens that the student read and wrote; ``phase`` opens stretches of
         the energy window. Raises as `OnlineTeacher`.
         """
-        self.settings, self.max_length, self.count, self.phase = (
-            request.settings,
-            max_length,
-            count,
-            phase,
-        )
+        self.settings, self.max_length = request.settings, max_length
+        self.count, self.phase = count, phase
         self.pad_id = pad_token_id(tokenizer)
         with phase(TEACHER_LOAD):
             self.teacher = OnlineTeacher(request, tokenizer, temperature)
