@@ -128,7 +128,8 @@ def test_alpaca_eval_2_in_the_workflow(checkout: Checkout, tmp_path: Path) -> No
     rates = runs["alpaca_eval_2_win_rate"].to_list()
     assert rates == [pytest.approx(23.5)] * 2, "the mean of 20 to 27 percent"
     assert all(0 < rate < 100 for rate in runs["alpaca_eval_2_length_controlled_winrate"])
-    assert all("alpaca_eval_2: measured" in said for said in runs["teacher_scores"])
+    quality = "alpaca_eval_2_length_controlled_winrate: measured"
+    assert all(quality in said for said in runs["teacher_scores"])
     for run in runs["run"]:
         judged = json.loads((results / f"judgements/alpaca_eval_2/{run}.json").read_text())
         assert judged[0]["metric"] == "length_controlled_winrate", "what quality counts"

@@ -47,20 +47,33 @@ SCORES = [
         "harness": "lm-evaluation-harness 0.4.13",
     }
 ]
+JUDGED = {
+    **SCORES[0],
+    "task": "mt_bench_101",
+    "metric": "rating",
+    "value": 6.2,
+    "few_shot": 0,
+    "harness": "angelshare, MT-Bench-101's published prompts",
+    "judge": {"name": "gpt4", "model": "gpt-4-1106-preview"},
+}
 
 
 def card_of(name: str, pipeline: str, **cost) -> ModelCard:
     config = load_config(yaml.safe_load((GRIDS / f"{name}.yaml").read_text()))
     runs = plan_study(config).runs.values()
     run = next(run for run in runs if run.pipeline == pipeline and run.student == "7b")
-    return ModelCard(card(run, config, {**COST, **cost}, TRAINING, SCORES, "NVIDIA H100"))
+    return ModelCard(
+        card(run, config, {**COST, **cost}, TRAINING, [*SCORES, JUDGED], "NVIDIA H100")
+    )
 
 
 def test_the_hub_reads_lineage_results_and_emissions() -> None:
     data = card_of("olmo2-paper", "kd").data
     assert data.base_model == "allenai/OLMo-2-1124-7B"
     assert data.datasets == ["allenai/tulu-3-sft-mixture"]
-    (result,) = data.eval_results
+    result, judged = data.eval_results
+    assert judged.metric_name == "rating (judged by gpt-4-1106-preview)"
+    assert judged.source_url.endswith("mtbench101/mt-bench-101")
     assert (result.dataset_name, result.metric_value) == ("gsm8k", 0.71)
     emissions = data.co2_eq_emissions
     assert emissions["emissions"] == 0.2
@@ -80,7 +93,7 @@ def test_a_routed_run_names_all_its_data_and_teachers() -> None:
     values["grid"] = [{"pipeline": "kd", "students": ["7b"], "routes": routes, "seeds": [1]}]
     config = load_config(values)
     (run,) = plan_study(config).runs.values()
-    made = ModelCard(card(run, config, COST, TRAINING, SCORES, "NVIDIA H100"))
+    made = ModelCard(card(run, config, COST, TRAINING, [*SCORES, JUDGED], "NVIDIA H100"))
     assert made.data.datasets == ["allenai/tulu-3-sft-mixture", "some/data"]
     assert "| teacher | some/teacher at abc |" in made.text
     assert "| logits: second on more, top 100 |" in made.text
@@ -94,7 +107,7 @@ def test_people_read_the_three_views_and_where_it_comes_from() -> None:
     assert "| teacher | allenai/OLMo-2-0325-32B-SFT at main |" in text
     assert "| logits: olmo2_32b on tulu3, top 100 |" in text
     assert "| temperature | 1 |" in text
-    assert "| gsm8k (version 3.0) | exact_match | 0.7100 | 0.0120 | 5 | 1319 |" in text
+    assert "| gsm8k (version 3.0) | exact_match (5-shot) | 0.7100 | 0.0120 | 1319 |" in text
 
 
 def test_a_baseline_names_no_teacher_and_unknown_emissions_are_not_zero() -> None:

@@ -108,6 +108,14 @@ def unrecorded(study: Study, store: ArtifactStore) -> list[ArtifactPlan]:
     ]
 
 
+def score_records(config: Config, run: RunPlan) -> list[ScoreRecord]:
+    """What a run scores: by rule, then by judges."""
+    records: list[ScoreRecord] = read_json(Path(config.results, "scores", f"{run.name}.json"))
+    for one in config.evaluation.judged:
+        records += read_json(Path(config.results, "judgements", one.benchmark, f"{run.name}.json"))
+    return records
+
+
 def _teacher_scores(study: Study, store: ArtifactStore) -> dict[str, dict[str, ScoreRecord]]:
     """Each teacher evaluation's scores by benchmark, by the key of its artifact."""
     return {
@@ -127,9 +135,7 @@ def _scores(
 ) -> list[accounting.Score]:
     compared = [plan for plan in run.compared_with() if plan.key in teacher_scores]
     teacher = {name: one for plan in compared for name, one in teacher_scores[plan.key].items()}
-    records = read_json(Path(config.results, "scores", f"{run.name}.json"))
-    for one in config.evaluation.judged:
-        records += read_json(Path(config.results, "judgements", one.benchmark, f"{run.name}.json"))
+    records = score_records(config, run)
     in_quality = counted(records, config.evaluation.tasks)
     cited = config.cited_scores(run.compared_with_teacher)
     found = []

@@ -353,7 +353,13 @@ class WorkList:
             known: dict[str, Any] = {"tokens": per_row.scaled(rows), "length": per_row}
             for rule, stage, kind, (model, runs_model), work in (
                 ("answer_student", "evaluate", "answers", student, known),
-                ("judge_student", "judge", "judgements", self._judge(judged.settings.judge), {}),
+                (
+                    "judge_student",
+                    "judge",
+                    "judgements",
+                    self._judge(judged.settings.judge),
+                    dict[str, Any](),
+                ),
             ):
                 yield self._item(
                     rule,

@@ -17,12 +17,20 @@ from angelshare.accounting.tables import Tables
 from angelshare.config import Config
 from angelshare.data.settings import HubSource
 from angelshare.files import publish_bytes, read_json
+from angelshare.gather import score_records
 from angelshare.plans import RunPlan, Study
 from angelshare.provenance import restricted_of
 from angelshare.report.style import VIEW_CAPTIONS, VIEW_TITLES
 from angelshare.revisions import is_local
 from angelshare.teacher.settings import PretrainedTeacher
 
+SOURCES = {
+    "lm-evaluation-harness": "https://github.com/EleutherAI/lm-evaluation-harness",
+    "lighteval": "https://github.com/huggingface/lighteval",
+    "alpaca_eval": "https://github.com/tatsu-lab/alpaca_eval",
+    "MT-Bench-101": "https://github.com/mtbench101/mt-bench-101",
+}
+"""Where the programs and benchmarks that score are, by a word in ``harness``."""
 SOURCE = "Angelshare: the run's own stages and its share of the teacher artifacts that it read"
 
 
@@ -42,7 +50,7 @@ def write_cards(tables: Tables, config: Config, study: Study, hardware: str) -> 
             config,
             costs[run.name],
             read_json(folder / "training.json"),
-            read_json(Path(config.results, "scores", f"{run.name}.json")),
+            score_records(config, run),
             hardware,
         )
         publish_bytes(folder / "model/README.md", text.encode())
@@ -63,7 +71,7 @@ def card(
     Args:
         cost: the run's row of ``runs.parquet``: joules and grams of CO2e under the three views.
         training: its ``training.json``.
-        scores: its scores, as the harness gave them.
+        scores: its scores, as engines and judges gave them.
     """
     data = metadata(run, config, cost, scores, hardware)
     restrictions = restricted_of(config, run)
@@ -75,7 +83,7 @@ def card(
         _table(("what", "which"), _lineage(run, config, training)),
         "## Scores\n",
         _table(
-            ("benchmark", "metric", "score", "standard error", "shots", "problems"),
+            ("benchmark", "metric", "score", "standard error", "problems"),
             [_score_row(score) for score in scores],
         ),
         f"Validation cross-entropy {training['cross_entropy']:.4f} nats per token, best at step "
@@ -121,9 +129,11 @@ def metadata(
                 dataset_name=score["task"],
                 metric_type=score["metric"],
                 metric_value=score["value"],
-                metric_name=f"{score['metric']} ({score['few_shot']}-shot)",
+                metric_name=_how(score),
                 source_name=score["harness"],
-                source_url="https://github.com/EleutherAI/lm-evaluation-harness",
+                source_url=next(
+                    (url for name, url in SOURCES.items() if name in score["harness"]), None
+                ),
             )
             for score in scores
         ],
@@ -167,14 +177,20 @@ def _lineage(run: RunPlan, config: Config, training: Mapping[str, Any]) -> list[
     return rows
 
 
+def _how(score: Mapping[str, Any]) -> str:
+    """A metric with what its value hangs on: the examples before a question, or the judge."""
+    judge = score.get("judge")
+    said = f"judged by {judge['model']}" if judge else f"{score['few_shot']}-shot"
+    return f"{score['metric']} ({said})"
+
+
 def _score_row(score: Mapping[str, Any]) -> tuple[str, ...]:
     error = "–" if score["stderr"] is None else f"{score['stderr']:.4f}"
     return (
         f"{score['task']} (version {score['task_version']})",
-        str(score["metric"]),
+        _how(score),
         f"{score['value']:.4f}",
         error,
-        str(score["few_shot"]),
         str(score["samples"]),
     )
 
