@@ -52,6 +52,8 @@ def close(one: TrainResult, other: TrainResult) -> None:
         assert here == pytest.approx(there, rel=1e-4)
     first, second = (r.to_json() for r in (one, other))
     del first["history"], second["history"]
+    for name in ("sources", "paired"):
+        assert first.pop(name) == pytest.approx(second.pop(name), rel=1e-5)
     assert first == pytest.approx(second, rel=1e-5)
 
 
