@@ -129,8 +129,13 @@ def test_what_decides_an_assistant_reaches_its_students_alone(values: Values) ->
 def test_both_teachers_of_a_mixture_are_on_the_bill(values: Values) -> None:
     planned = study(values)
     run = taught(planned, "0.5 demo + 0.5 assistant")
-    assert run.caches == {"logits": 0.5, "logits_2": 0.5}
-    assert [run.inputs[role].name for role in run.caches] == ["demo", "assistant"]
+    (lesson,) = run.lessons
+    assert lesson.teachers == {"demo": 0.5, "assistant": 0.5}
+    assert lesson.caches == {"demo": "logits", "assistant": "logits_2"}
+    assert {name: run.inputs[role].name for name, role in lesson.caches.items()} == {
+        "demo": "demo",
+        "assistant": "assistant",
+    }
     assert of_kind(run.billed(), "logits") == ["demo", "assistant"]
     assert run.recipe["teachers"] == [0.5, 0.5]
     assert run.scores is not None
@@ -146,7 +151,8 @@ def test_answers_of_a_mixture_are_the_first_teachers(values: Values) -> None:
     planned = study(values)
     run = next(run for run in planned.runs.values() if len(run.teachers) == 2)
     assert run.inputs["corpus"].name == "demo"
-    for role in run.caches:
+    assert len(run.lessons[0].caches) == 2
+    for role in run.lessons[0].caches.values():
         assert run.inputs[role].inputs["sequences"] == run.inputs["corpus"]
 
 
