@@ -33,6 +33,10 @@ _TASKS = {
     "gsm8k": (1319, Range(1100, 500, 2000)),
     "ifeval": (541, Range(600, 200, 1400)),
     "mmlu": (14042, Range(600, 300, 4000)),
+    "arc_challenge": (1172, Range(500, 100, 5000)),
+    "arc_easy": (2376, Range(500, 100, 5000)),
+    "hellaswag": (10042, Range(600, 200, 5000)),
+    "bbh": (6511, Range(1200, 500, 2500)),
 }
 """Problems of the harness's tasks, and tokens that one takes through the model, prompt included."""
 _OTHER_TASK = (1000, Range(800, 100, 8000))
