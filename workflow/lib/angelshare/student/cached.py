@@ -56,7 +56,7 @@ class CachedTeacher:
                 "temperature 1, or capture with the codec topk_tail"
             )
         what = f"logit cache ({cache.info.vocab_size} tokens)"
-        same_tokenizer(tokenizer, cache.info.tokenizer_sha256, what)
+        same_tokenizer(tokenizer, cache.info.tokenizer_sha256, what, by_rank=codec.tail)
         self.cache = cache
         self._cache_rows = aligned(rows, cache, max_length)
 
@@ -72,15 +72,21 @@ class CachedTeacher:
         )
 
 
-def same_tokenizer(tokenizer: PreTrainedTokenizerBase, sha256: str, what: str) -> None:
-    """Raise ``AngelshareError`` unless ``what`` was made with the student's tokenizer."""
+def same_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, sha256: str, what: str, *, by_rank: bool = False
+) -> None:
+    """Raise ``AngelshareError`` unless ``what`` was made with the student's tokenizer.
+
+    ``by_rank``: whether it may be compared by rank instead, which the message then says.
+    """
     found = tokenizer_digest(tokenizer)
     if sha256 != found:
+        ranks = ", or compare ranks instead of tokens (loss.divergence: uld)" if by_rank else ""
         raise AngelshareError(
             f"the {what} was made with another tokenizer (digest {sha256}; the student's: "
             f"{len(tokenizer)} tokens, {found}): ids, special tokens or chat template mean "
             "different things on the two sides. Use the teacher's tokenizer, or distil from a "
-            "synthetic corpus, or compare ranks instead of tokens (loss.divergence: uld)"
+            f"synthetic corpus{ranks}"
         )
 
 
