@@ -37,6 +37,10 @@ TARGETS_PER_GROUP = 2048
 ALPHABET_TARGETS = 65536
 """The first positions of a file, whose kept tokens make its alphabet."""
 
+COMPRESSION_LEVEL = 19
+"""Of zstd: 9 % smaller than at its default on SmolLM2-135M's sets of 69 tokens, at 23,000 positions
+a second and thread instead of 320,000; reading is as fast."""
+
 KEYS = (
     pa.field("id", pa.string(), nullable=False),
     pa.field("tokens_sha256", pa.binary(), nullable=False),
@@ -123,6 +127,7 @@ def write_cache(path: Path, rows: Iterable[CachedTargets], info: CacheInfo) -> N
             temporary,
             schema,
             compression="zstd",
+            compression_level=COMPRESSION_LEVEL,
             use_dictionary=False,
             column_encoding=dict.fromkeys(lists, "BYTE_STREAM_SPLIT"),
             store_schema=False,
