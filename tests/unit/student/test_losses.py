@@ -401,9 +401,12 @@ def test_sums_do_not_depend_on_chunks_groups_or_order(
     whole = result(list(range(9)))
     for groups in ([[0], [1, 2, 3, 4], [5, 6, 7, 8]], [[8, 3, 1, 0, 2, 7, 6, 5, 4]]):
         torch.testing.assert_close(result(*groups), whole)
-    monkeypatch.setitem(fused.CHUNK_BYTES, "cpu", 2 * 12 * 4)
-    torch.testing.assert_close(result(list(range(9))), whole)
+    for rows_of_chunk, rows_of_block in ((2, 2), (4, 3), (9, 2), (9, 1), (1, 9)):
+        monkeypatch.setitem(fused.CHUNK_BYTES, "cpu", rows_of_chunk * 12 * 4)
+        monkeypatch.setitem(fused.BLOCK_BYTES, "cpu", rows_of_block * 12 * 4)
+        torch.testing.assert_close(result(list(range(9))), whole)
     monkeypatch.setitem(fused.CHUNK_BYTES, "cpu", 1)
+    monkeypatch.setitem(fused.BLOCK_BYTES, "cpu", 1)
     torch.testing.assert_close(result(list(range(9))), whole)
 
 
