@@ -23,6 +23,7 @@ from angelshare.grid import plan_study
 from angelshare.jobs import job
 from angelshare.planning.plan import Plan, make_plan
 from angelshare.planning.ranges import Range
+from angelshare.planning.records import read_history
 from angelshare.planning.spending import check_budget, spent_j
 from angelshare.planning.stored import store_plan, stored_predictions
 from angelshare.planning.study_models import study_models
@@ -69,6 +70,18 @@ def test_what_is_there_is_reused_and_its_records_are_used(config: Config) -> Non
     # 600 steps of 32 rows of 30 tokens are 1.44 times the 400,000 tokens that were recorded;
     # with seven passes over 200 rows for validation, not 10,000 tokens: 1.466.
     assert tiny.energy_j.value == pytest.approx(146.6, rel=0.002)
+
+
+def test_records_say_how_much_was_decoded(config: Config) -> None:
+    finished_artifact(config, "corpus", 50.0)
+    finished_run(config, "old", 100.0)
+    store = config.store.open()
+    teacher = next(p for p in plan_study(config).artifacts.values() if p.kind == "model")
+    put(store.root / "model" / teacher.key / "manifest.json", {"recipe": teacher.recipe})
+    history = read_history(store, Path(config.results), {})
+    # 60,000 generated after prompts of 40,000; the evaluation's record does not say.
+    assert {one.decoded for one in history.stages["teacher_generation"]} == {0.6}
+    assert {one.decoded for one in history.stages["evaluate"]} == {1.0}
 
 
 def test_damaged_records_are_passed_over(config: Config) -> None:

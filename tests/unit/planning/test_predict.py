@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +13,13 @@ import yaml
 from past import put
 
 from angelshare.config import load_config
-from angelshare.planning.devices import find_device, processor
+from angelshare.evaluation.settings import EvaluationSettings
+from angelshare.planning.devices import EFFICIENCY, find_device, processor
+from angelshare.planning.lengths import Length, answers, problems
 from angelshare.planning.models import ModelSize, from_name, from_shape, of_model
 from angelshare.planning.predict import Predictor, fit_line
 from angelshare.planning.ranges import Range, common_sum, independent_sum
-from angelshare.planning.records import History, Observation
+from angelshare.planning.records import History, Observation, operations
 from angelshare.planning.study_models import study_models
 from angelshare.planning.work import WorkItem
 
@@ -79,6 +82,40 @@ def test_operations_per_token() -> None:
     assert MODEL.training_flops(1, 32) == 3 * MODEL.forward_flops(1, 32)
     frozen = dataclasses.replace(MODEL, frozen=True)
     assert frozen.training_flops(1, 32) == 2 * MODEL.forward_flops(1, 32)
+
+
+def test_a_token_that_is_read_counts_as_a_part_of_one_that_is_decoded() -> None:
+    decoded = operations("evaluate", MODEL, 1000, 0, 0, 1.0)
+    read = operations("evaluate", MODEL, 1000, 0, 0, 0.0)
+    assert read == pytest.approx(decoded * EFFICIENCY["decode"].value / EFFICIENCY["forward"].value)
+    mixed = operations("teacher_generation", MODEL, 1000, 0, 0, 0.25)
+    assert mixed == pytest.approx(0.25 * decoded + 0.75 * read)
+    # Elsewhere nothing is decoded, whatever is said of it.
+    assert operations("teacher_logits", MODEL, 1000, 0, 0, 0.25) == decoded
+
+
+def test_benchmarks_are_as_long_as_their_shots_and_choices() -> None:
+    def asked(*tasks: dict[str, Any]) -> tuple[float, Length]:
+        settings = {"tasks": list(tasks), "chat_template": False}
+        return problems(EvaluationSettings.model_validate(settings), 400)
+
+    rows, plain = asked({"task": "arc_easy_local", "limit": 100})
+    assert (rows, plain.decoded) == (100, 0.0)
+    assert plain.tokens.value == 4 * 40
+    _, shots = asked({"task": "arc_easy_local", "few_shot": 24})
+    assert shots.tokens == plain.tokens.scaled(25)
+    rows, worked = asked({"task": "gsm8k", "few_shot": 0, "max_gen_toks": 100})
+    assert rows == 1319
+    assert worked == Length(Range(150 + 100, 90 + 80, 220 + 100), 100 / 250)
+    assert asked({"task": "mmlu", "limit": 10})[0] == 570
+    assert asked({"task": "mmlu", "limit": 1000})[0] == 14042
+    rows, own = asked({"task": "word_problems", "max_gen_toks": 40, "limit": 300})
+    assert (rows, own) == (300, answers(40))
+    rows, both = asked(
+        {"task": "arc_easy", "limit": 100}, {"task": "gsm8k", "few_shot": 0, "max_gen_toks": 100}
+    )
+    assert both.tokens.value == pytest.approx((100 * 160 + 1319 * 250) / rows)
+    assert both.decoded == pytest.approx(1319 * 100 / (100 * 160 + 1319 * 250))
 
 
 def test_a_low_rank_update_is_planned_as_one(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from angelshare.config import Config
 from angelshare.energy.attempts import validate_sidecar
 from angelshare.energy.sidecar import Record
 from angelshare.energy.windows import Job, window
+from angelshare.planning.devices import PREFILL
 from angelshare.planning.models import ModelSize, from_shape
 from angelshare.planning.records import hardware_of
 from angelshare.student.settings import ScratchStudent
@@ -142,7 +143,7 @@ def _work(config: Config) -> tuple[dict[str, Any], ModelSize, dict[str, tuple[St
     steps: dict[str, tuple[Step, float]] = {
         "train": (train, size.training_flops(rows * LENGTH, LENGTH)),
         "forward": (forward, size.forward_flops(rows * LENGTH, LENGTH)),
-        "decode": (decode, size.forward_flops(2 * decoded * LENGTH, 2 * LENGTH)),
+        "decode": (decode, size.forward_flops((1 + PREFILL) * decoded * LENGTH, 2 * LENGTH)),
     }
     return shape, size, steps
 

@@ -47,6 +47,9 @@ EFFICIENCY = {
 arXiv 2204.02311, Table 3, gives 0.21 to 0.46). Decoding reads all weights per token and is bound by
 memory; the share grows with the batch."""
 
+PREFILL = EFFICIENCY["decode"].value / EFFICIENCY["forward"].value
+"""A token that is read with others at once, in tokens that are decoded one by one."""
+
 POWER_SHARE = Range(0.8, 0.5, 1.2)
 """Power drawn, as a share of the board's limit; above 1 for the host around it."""
 

@@ -42,6 +42,9 @@ class Range(NamedTuple):
         return math.log(self.high / self.value) if self.value > 0 else 0.0
 
 
+NOTHING = Range.exactly(0.0)
+
+
 def common_sum(ranges: Iterable[Range]) -> Range:
     """The sum of figures that are wrong together: their bounds add."""
     listed = list(ranges)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from angelshare.files import read_json
-from angelshare.planning.devices import EFFICIENCY
+from angelshare.planning.devices import EFFICIENCY, PREFILL
 from angelshare.planning.models import ModelSize, from_name, from_shape
 from angelshare.store.artifacts import ArtifactStore
 
@@ -59,6 +59,8 @@ class Observation:
     dataset: str | None = None
     """The key of the dataset whose rows it went through, with what was read of it."""
     tokens_per_row: float | None = None
+    decoded: float = 1.0
+    """Share of the tokens that were decoded one by one, where the stage decodes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +75,10 @@ class History:
         every = [one for found in self.stages.values() for one in found]
         return max(every, key=lambda one: one.start_utc).hardware if every else None
 
-    def tokens_per_row(self, stage: str, dataset: str) -> list[float]:
-        """Tokens that a row of this dataset had in this stage."""
+    def read(self, stage: str, dataset: str) -> list[Observation]:
+        """The jobs of a stage that went through this dataset, where a row's tokens are known."""
         return [
-            one.tokens_per_row
+            one
             for one in self.stages.get(stage, ())
             if one.dataset == dataset and one.tokens_per_row
         ]
@@ -242,7 +244,9 @@ def _observed(
         return
     count = samples or rows
     per_row = passed / count if passed and count else None
-    flops = operations(stage, model, passed, per_row or 0.0, float(tokens.get("evaluated") or 0))
+    generated = tokens.get("generated")
+    decoded = 1.0 if generated is None or not passed else generated / passed
+    validated = float(tokens.get("evaluated") or 0)
     yield Observation(
         stage=stage,
         rule=what["rule"],
@@ -251,19 +255,28 @@ def _observed(
         duration_s=float(record["time"]["duration_s"]),
         start_utc=record["time"]["start_utc"],
         model=model,
-        flops=flops,
+        flops=operations(stage, model, passed, per_row or 0.0, validated, decoded),
         dataset=dataset,
         tokens_per_row=per_row,
+        decoded=decoded,
     )
 
 
 def operations(
-    stage: str, model: ModelSize | None, tokens: float, length: float, validated: float
+    stage: str,
+    model: ModelSize | None,
+    tokens: float,
+    length: float,
+    validated: float,
+    decoded: float,
 ) -> float:
     """Operations of a job: `tokens` through the stage's model, and when training also `validated`
-    tokens forward on the validation split."""
+    tokens forward on the validation split. Where a stage decodes, they are operations at its
+    speed: of tokens that are not `decoded` (a share) the part that takes as long."""
     if model is None:
         return 0.0
+    if COMPUTE.get(stage) == "decode":
+        tokens *= decoded + PREFILL * (1.0 - decoded)
     if COMPUTE.get(stage) == "train":
         return model.training_flops(tokens, length) + model.forward_flops(validated, length)
     return model.forward_flops(tokens, length)

@@ -16,17 +16,15 @@ from typing import Any
 from angelshare.config import Config
 from angelshare.evaluation.judges.settings import JudgedSettings
 from angelshare.evaluation.settings import EvaluationSettings
-from angelshare.planning.lengths import ASSUMED, problems, questions
+from angelshare.planning.lengths import ASSUMED, Length, answers, problems, questions
 from angelshare.planning.models import ModelSize
-from angelshare.planning.ranges import Range
+from angelshare.planning.ranges import NOTHING, Range
 from angelshare.planning.records import ON_POLICY, History, online_operations, operations
 from angelshare.planning.study_models import study_models
 from angelshare.plans import WORK, ArtifactPlan, RunPlan, Study
 from angelshare.reuse import sources
 from angelshare.settings import Settings
 from angelshare.store.artifacts import ArtifactStore
-
-NOTHING = Range(0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,10 +120,10 @@ class WorkList:
             return
         work = WORK[plan.kind]
         model, runs_model = self._runs(plan)
-        rows, per_row = self._part_rows(plan), self._tokens(plan)
+        rows, length = self._part_rows(plan), self._length(plan)
         tokens = None
         if runs_model and rows is not None:
-            tokens = per_row.scaled(rows)
+            tokens = length.tokens.scaled(rows)
         for part in range(plan.parts):
             yield self._item(
                 work.rule,
@@ -137,7 +135,7 @@ class WorkList:
                 artifact=(plan.kind, plan.key),
                 model=model,
                 tokens=tokens,
-                length=per_row,
+                length=length,
                 runs_model=runs_model,
             )
 
@@ -211,10 +209,10 @@ class WorkList:
         apart = source.unlabelled + source.validation + source.test
         return float(artifact.manifest().rows - apart + (apart if "unlabelled" in splits else 0))
 
-    def _tokens(self, plan: ArtifactPlan) -> Range:
-        """Tokens of a row of an artifact."""
+    def _length(self, plan: ArtifactPlan) -> Length:
+        """How long the rows of an artifact are."""
         if plan.kind == "model":
-            return ASSUMED.scaled(plan.recipe["settings"]["max_length"])
+            return Length(ASSUMED.scaled(plan.recipe["settings"]["max_length"]))
         if plan.kind == "scores":
             dataset = plan.inputs.get("dataset")
             seen = self._seen("teacher_evaluate", dataset.key) if dataset else None
@@ -222,28 +220,29 @@ class WorkList:
         if plan.kind == "answers":
             return questions(plan.settings)[1]
         if plan.kind == "corpus":
-            longest = 2.0 * plan.recipe["decoding"]["max_new_tokens"]
             seen = self._seen("teacher_generation", plan.inputs["sequences"].key)
-            return seen or ASSUMED.scaled(longest)
+            return seen or answers(plan.recipe["decoding"]["max_new_tokens"])
         if plan.kind == "logits":
             seen = self._seen("teacher_logits", plan.inputs["sequences"].key)
-            return seen or ASSUMED.scaled(plan.recipe["capture"]["max_length"])
+            return seen or Length(ASSUMED.scaled(plan.recipe["capture"]["max_length"]))
         if plan.kind == "states":
             read = plan.inputs["sequences"].key
             seen = self._seen("teacher_hidden", read) or self._seen("teacher_logits", read)
-            return seen or ASSUMED.scaled(plan.recipe["states"]["max_length"])
-        return Range.exactly(0.0)
+            return seen or Length(ASSUMED.scaled(plan.recipe["states"]["max_length"]))
+        return Length(NOTHING)
 
-    def _seen(self, stage: str, dataset: str) -> Range | None:
-        """Tokens per row as records of this dataset have them, with their spread."""
-        found = self.history.tokens_per_row(stage, dataset)
+    def _seen(self, stage: str, dataset: str) -> Length | None:
+        """How long rows are as records of this dataset have them, with their spread."""
+        found = self.history.read(stage, dataset)
         if not found:
             return None
-        mean = fmean(found)
-        factor = max(1.1, max(found) / mean, mean / min(found))
-        return Range(mean, mean / factor, mean * factor)
+        lengths = [one.tokens_per_row or 0.0 for one in found]
+        mean = fmean(lengths)
+        factor = max(1.1, max(lengths) / mean, mean / min(lengths))
+        decoded = fmean(one.decoded for one in found)
+        return Length(Range(mean, mean / factor, mean * factor), decoded)
 
-    def _problems(self, dataset: ArtifactPlan | None, settings: Settings) -> tuple[float, Range]:
+    def _problems(self, dataset: ArtifactPlan | None, settings: Settings) -> tuple[float, Length]:
         """As `lengths.problems`; ``dataset`` is the one that the project's own tasks ask."""
         assert isinstance(settings, EvaluationSettings)
         own_rows = self.config.datasets[dataset.name].test if dataset else None
@@ -277,13 +276,14 @@ class WorkList:
         least = min(steps, float(settings.stopping.patience * settings.eval_every))
         read = run.inputs.get("corpus", run.inputs["dataset"])
         seen = self._seen("student_train", read.key)
-        per_row = seen or ASSUMED.scaled(settings.max_length)
+        length = seen or Length(ASSUMED.scaled(settings.max_length))
+        per_row = length.tokens
         tokens = per_row.scaled(steps * per_step)
         tokens = tokens._replace(low=tokens.low * least / steps)
         held_out = sum(self.config.datasets[lesson.dataset].validation for lesson in run.lessons)
         return {
             "tokens": tokens,
-            "length": per_row,
+            "length": length,
             "validated": per_row.value * held_out * (1 + steps / settings.eval_every),
             "runs_model": True,
             **self._beside(run, tokens, per_row),
@@ -301,8 +301,8 @@ class WorkList:
 
     def _evaluation(self, run: RunPlan) -> WorkItem:
         dataset = run.inputs["dataset"]
-        rows, per_row = self._problems(dataset, self.config.evaluation)
-        per_row = self._seen("evaluate", dataset.key) or per_row
+        rows, length = self._problems(dataset, self.config.evaluation)
+        length = self._seen("evaluate", dataset.key) or length
         return self._item(
             "evaluate_student",
             "evaluate",
@@ -312,8 +312,8 @@ class WorkList:
             Path(self.config.results, "scores", f"{run.name}.json").exists(),
             run=run.name,
             model=self.models[f"student {run.student}"],
-            tokens=per_row.scaled(rows),
-            length=per_row,
+            tokens=length.tokens.scaled(rows),
+            length=length,
             runs_model=True,
         )
 
@@ -321,8 +321,8 @@ class WorkList:
         """Answers and verdicts; how long these are, nothing here says."""
         for benchmark, judged in self.study.judged.items():
             student = self.models[f"student {run.student}"], True
-            rows, per_row = questions(judged.settings)
-            known: dict[str, Any] = {"tokens": per_row.scaled(rows), "length": per_row}
+            rows, length = questions(judged.settings)
+            known: dict[str, Any] = {"tokens": length.tokens.scaled(rows), "length": length}
             for rule, stage, kind, (model, runs_model), work in (
                 ("answer_student", "evaluate", "answers", student, known),
                 (
@@ -359,7 +359,7 @@ class WorkList:
         artifact: tuple[str, str] | None = None,
         model: ModelSize | None = None,
         tokens: Range | None = None,
-        length: Range | None = None,
+        length: Length | None = None,
         validated: float = 0.0,
         more: Range = NOTHING,
         costs_like: str = "",
@@ -369,7 +369,8 @@ class WorkList:
         if runs_model and (model is None or tokens is None or length is None):
             unknown = "the model's size" if model is None else "the number of rows"
         elif runs_model and tokens is not None and length is not None:
-            work = (operations(stage, model, count, length.value, validated) for count in tokens)
+            each = length.tokens.value, validated, length.decoded
+            work = (operations(stage, model, count, *each) for count in tokens)
             flops = Range(*(a + b for a, b in zip(work, more, strict=True)))
         return WorkItem(
             rule=rule,
