@@ -94,7 +94,7 @@ def trained(
         (max(1, arguments.threads // arguments.jobs),),
     ) as pool:
         asked = {
-            pool.submit(world.student, path, seed, world.folder / f"{name} {seed}"): (name, seed)
+            pool.submit(world.student, path, seed): (name, seed)
             for seed in arguments.seeds
             for name, path in paths.items()
         }

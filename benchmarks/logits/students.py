@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,8 +62,12 @@ class World:
         """Tokens of the teacher's tokenizer."""
         return len(load_tokenizer(self.teacher))
 
-    def student(self, cache: Path | None, seed: int, out: Path) -> dict[str, float]:
-        """Train one student, on the cache or on labels alone; its held-out figures."""
+    def student(self, cache: Path | None, seed: int) -> dict[str, float]:
+        """Train one student, on the cache or on labels alone; its held-out figures are kept."""
+        with tempfile.TemporaryDirectory(dir=self.folder) as folder:
+            return self._student(cache, seed, Path(folder))
+
+    def _student(self, cache: Path | None, seed: int, folder: Path) -> dict[str, float]:
         request = TrainRequest(
             init=self.init,
             training=TrainingSettings(
@@ -80,11 +85,11 @@ class World:
             validation=self.validation,
             cache=[cache] if cache else [],
             seed=seed,
-            out=out,
-            checkpoints=out.with_name(f"{out.name} checkpoints"),
+            out=folder / "student",
+            checkpoints=folder / "checkpoints",
         )
         train_student(request, nothing, nothing)
-        return self.scores(out)
+        return self.scores(request.out)
 
     def scores(self, student: Path) -> dict[str, float]:
         """Held-out figures of a student."""
