@@ -3,10 +3,10 @@
 Bytes follow from the architecture and the settings alone, so that a grid can be judged before
 anything is rented. Training holds weights, gradients, the optimizer's state and its float32 working
 copies of the largest matrix, one hidden state per layer (gradient checkpointing) with one layer's
-activations while it is computed again, and one chunk of logits. The count of a layer's activations
-follows Korthikanti et al. (arXiv:2205.05198) with a gated feed-forward block and an attention that
-stores no score matrix. Left out are the CUDA context, the allocator's fragments and workspaces,
-about 2 to 4 GB together.
+activations while it is computed again, and the logits of a chunk of positions. The count of a
+layer's activations follows Korthikanti et al. (arXiv:2205.05198) with a gated feed-forward block
+and an attention that stores no score matrix. Left out are the CUDA context, the allocator's
+fragments and workspaces, about 2 to 4 GB together.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from angelshare.student.fused import BLOCK_BYTES, CHUNK_BYTES
+
 WORKING_COPIES = 3
 """Float32 tensors of a parameter's shape that transformers' Adafactor makes in a step: gradient,
 update and weight; two when weights are float32 already."""
-LOGIT_CHUNK = 2**25
-"""Logits of a chunk of the loss, in float32, with their gradient."""
+LOSS_BUFFERS = (CHUNK_BYTES["cuda"], BLOCK_BYTES["cuda"], BLOCK_BYTES["cuda"])
+"""Bytes of float32 logits that the loss holds, at most: a chunk and two blocks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +78,7 @@ class Memory:
     """The optimizer's state and its working copies."""
     activations: int
     logits: int
+    """What the loss has of them at once."""
 
     @property
     def total(self) -> int:
@@ -108,7 +111,7 @@ def training_memory(
         gradients=shape.parameters * width,
         optimizer=_optimizer_bytes(shape, optimizer, mixed),
         activations=held + 2 * hidden,
-        logits=min(LOGIT_CHUNK, tokens * shape.vocabulary) * 4 * 2,
+        logits=sum(min(size, 4 * tokens * shape.vocabulary) for size in LOSS_BUFFERS),
     )
 
 
