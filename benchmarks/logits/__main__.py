@@ -34,7 +34,7 @@ from .loss import COMPARED, Sizes, loss, machine
 from .reading import reading, waiting
 from .step import OLMO2_1B, VOCAB, random_model, steps
 from .storage import Captures, storage
-from .teachers import read_table, shape, synthetic_logits, synthetic_rows
+from .teachers import nothing, read_table, shape, synthetic_logits, synthetic_rows
 
 SETTINGS = {**CODECS, "top 100": CaptureSettings(codec=TopkTailSettings(top_k=100, top_p=1.0))}
 WAITING_STUDENT = OLMO2_1B | {
@@ -43,10 +43,6 @@ WAITING_STUDENT = OLMO2_1B | {
     "num_hidden_layers": 4,
     "num_attention_heads": 8,
 }
-
-
-def nothing(*_: object, **__: object) -> None:
-    """Progress and counts, which a benchmark does not look at."""
 
 
 def captured(arguments: argparse.Namespace, folder: Path) -> tuple[Captures, dict[str, Path]]:

@@ -34,7 +34,8 @@ from angelshare.teacher.cache import LogitCache
 from angelshare.teacher.logits import capture_logits
 from angelshare.teacher.settings import CaptureSettings, RskdSettings, TopkTailSettings
 
-from .students import World, nothing, real_model, word_problems
+from .students import World, real_model, word_problems
+from .teachers import nothing
 
 Codecs = dict[str, TopkTailSettings | RskdSettings | None]
 

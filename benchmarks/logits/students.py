@@ -32,11 +32,7 @@ from angelshare.teacher.demo import train_demo_teacher
 from angelshare.teacher.models import load_causal_lm, load_tokenizer, save_model
 from angelshare.teacher.settings import DemoTeacher
 
-from .teachers import read_table
-
-
-def nothing(*_: object, **__: object) -> None:
-    """Progress and counts, which a benchmark does not look at."""
+from .teachers import nothing, read_table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

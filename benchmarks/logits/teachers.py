@@ -32,6 +32,10 @@ LIKELY_IDS = 4000
 """The ids that may stand out at a position."""
 
 
+def nothing(*_: object, **__: object) -> None:
+    """Progress and counts, which a benchmark does not look at."""
+
+
 def synthetic_logits(positions: int, seed: int) -> Tensor:
     """float32 [positions, V]."""
     draw = torch.Generator().manual_seed(seed)
