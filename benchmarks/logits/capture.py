@@ -27,6 +27,8 @@ from angelshare.teacher.transformers_logits import Head, capture_batch
 from angelshare.teacher.windows import captured_windows, windows_of
 from angelshare.teacher.write_behind import write_behind
 
+from .teachers import nothing
+
 CODECS = {
     "topk_tail": CaptureSettings(codec=TopkTailSettings(top_k=100, top_p=0.98)),
     "rskd": CaptureSettings(codec=RskdSettings(samples=50)),
@@ -120,9 +122,6 @@ def _job(
         sequences=len(rows),
         targets=sum(sum(row.encoded.targets) for row in rows),
     )
-
-    def nothing(*_: object, **__: object) -> None:
-        """Progress and counts, which a benchmark does not look at."""
 
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "cache.parquet"
