@@ -86,14 +86,18 @@ def quality(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def trained(
     world: World, paths: dict[str, Path | None], arguments: argparse.Namespace
 ) -> dict[tuple[str, int], dict[str, float]]:
-    """The figures of every contender's student of every seed, several at work at a time."""
+    """The figures of every contender's student of every seed, several at work at a time.
+
+    Where one fails, those that have not begun are not.
+    """
     found: dict[tuple[str, int], dict[str, float]] = {}
-    with ProcessPoolExecutor(
+    pool = ProcessPoolExecutor(
         arguments.jobs,
         multiprocessing.get_context("spawn"),
         torch.set_num_threads,
         (max(1, arguments.threads // arguments.jobs),),
-    ) as pool:
+    )
+    try:
         asked = {
             pool.submit(world.student, path, seed): (name, seed)
             for seed in arguments.seeds
@@ -104,6 +108,8 @@ def trained(
             found[name, seed] = done.result()
             figures = ", ".join(f"{one} {value:.4f}" for one, value in found[name, seed].items())
             print(f"[{len(found)}/{len(asked)}] {name}, seed {seed}: {figures}", file=sys.stderr)
+    finally:
+        pool.shutdown(cancel_futures=True)
     return found
 
 
